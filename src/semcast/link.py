@@ -1,0 +1,350 @@
+"""The only door from transmitter to receiver.
+
+    Payload ── unit power ──▶ channel ──▶ noise ──▶ RxAnalog
+          └── modem: CRC, LDPC, QAM ──▶ channel ──▶ packets | None       one Charge per stream in the Ledger
+
+A link owns the bandwidth, the power, the SNR and a clock in channel uses that makes the channel evolve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from semcast.channels import make_channel
+from semcast.channels.base import Channel
+from semcast.errors import ContractError, InputError, SpecError
+from semcast.ledger import Charge, Ledger
+from semcast.modems import make_modem
+from semcast.modems.base import Mcs, Modem
+from semcast.types import Analog, Budget, Csi, Digital, Format, Packet, Payload, Received, RxAnalog, RxProxy, Step
+
+HEADER_ATTEMPTS = 32
+TYPICAL_DRAWS, TYPICAL_USES = 64, 1024
+
+
+def pack_header(fmt: Format) -> bytes:
+    """The session header as it is sent: fixed binary numbers, then names as length-prefixed UTF-8."""
+    names = [fmt.goal, fmt.system, fmt.preset, fmt.weights, fmt.condition]
+    body = struct.pack("<HHfIf", fmt.height, fmt.width, fmt.fps, fmt.seed & 0xFFFFFFFF, fmt.cbr)
+    for name in names:
+        raw = name.encode()[:255]
+        body += bytes([len(raw)]) + raw
+    return body
+
+
+def unpack_header(data: bytes) -> Format:
+    """The inverse of :func:`pack_header`; raises ValueError on anything else."""
+    try:
+        height, width, fps, seed, cbr = struct.unpack_from("<HHfIf", data)
+        at, names = struct.calcsize("<HHfIf"), []
+        for _ in range(5):
+            length = data[at]
+            raw = data[at + 1 : at + 1 + length]
+            if len(raw) != length:
+                raise ValueError("a name is cut short")
+            names.append(raw.decode())
+            at += 1 + length
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"not a session header: {error}") from error
+    if at != len(data) or not (math.isfinite(fps) and fps > 0 and math.isfinite(cbr)):
+        raise ValueError("not a session header")
+    goal, system, preset, weights, condition = names
+    return Format(height, width, fps, goal, system, preset, weights, seed, cbr, condition)
+
+
+@dataclass
+class LinkAir:
+    """The air as a modem sees it; every call advances the link's clock. Charges are booked by the link from ``Uses``."""
+
+    link: Link
+    generator: torch.Generator
+
+    def fade(self, n: int) -> RxAnalog:
+        """Gain, its estimate and noise power of ``n`` uses without sending symbols: ``y`` holds the true gain."""
+        h, h_hat, noise_var = self.link._advance(n, 1, generator=self.generator)
+        return RxAnalog(h[0], h_hat[0], noise_var[0])
+
+    def carry(self, x: Tensor) -> RxAnalog:
+        """Send (1, n) unit-power symbols."""
+        h, h_hat, noise_var = self.link._advance(x.shape[1], 1, generator=self.generator)
+        y = self.link.channel.apply(x, h, self.link.noise_var[:1].reshape(1, 1), generator=self.generator)
+        return RxAnalog(y, h_hat, noise_var)
+
+    def erased(self, count: int) -> Tensor:
+        """(count,) bool: packets that the network drops."""
+        return self.link.channel.erasures(count, self.link.clock, generator=self.generator)
+
+
+class Link(nn.Module):
+    """A radio link at one SNR with a budget of channel uses.
+
+    Args:
+        channel: a Channel or its specification, e.g. ``"rayleigh:block"``.
+        snr_db: Es/N0 in dB at unit average power; a float, or (B,) in training.
+        cbr: channel uses per source value (3HW per frame) that accrue; the token bucket of :class:`Budget`.
+        csi_snr_db: what the transmitter is told instead of ``snr_db``; None tells the truth.
+        phy: ``"fast"`` (measured block error tables), ``"exact"`` (the LDPC decoder itself) or ``"capacity"`` (ideal bound).
+        target_bler: block error rate that adaptive modulation and coding aims at. harq: retransmissions at most.
+        mcs: a fixed modulation and coding scheme by name; None adapts.
+        bandwidth_hz: channel uses per second. tx_power_w: for the energy in joules only.
+        assumed_free: names of streams that are booked but not charged.
+
+    Raises:
+        SpecError: malformed channel or numbers out of range.
+    """
+
+    def __init__(
+        self,
+        channel: Channel | str = "awgn",
+        *,
+        snr_db: float | Tensor = 10.0,
+        cbr: float = 1 / 12,
+        csi_snr_db: float | None = None,
+        phy: str = "fast",
+        target_bler: float = 1e-3,
+        harq: int = 0,
+        mcs: str | None = None,
+        bandwidth_hz: float = 1e6,
+        tx_power_w: float = 1.0,
+        assumed_free: frozenset[str] = frozenset(),
+    ) -> None:
+        super().__init__()
+        self.channel = make_channel(channel) if isinstance(channel, str) else channel
+        self.channel.configure(bandwidth_hz)
+        self.modem: Modem = make_modem(phy, target_bler=target_bler, harq=harq, mcs=mcs)
+        self.header_modem: Modem = make_modem("table" if phy == "fast" else phy, target_bler=target_bler)
+        self.bandwidth_hz, self.tx_power_w = bandwidth_hz, tx_power_w
+        self.assumed_free = assumed_free
+        self._mcs: dict[float, Mcs] = {}
+        self.set(snr_db=snr_db, cbr=cbr, csi_snr_db=csi_snr_db)
+        self.reset()
+
+    def set(self, *, snr_db: float | Tensor, cbr: float, csi_snr_db: float | None = None) -> None:
+        """Change SNR and budget; (B,) tensors give every example of a training batch its own SNR."""
+        snr = torch.as_tensor(snr_db, dtype=torch.float32).reshape(-1)
+        if not bool(torch.isfinite(snr).all()):
+            raise SpecError(f"the SNR must be a finite number of dB, got {snr_db}")
+        if not (math.isfinite(cbr) and 0 < cbr <= 4):
+            raise SpecError(f"the CBR must lie in (0, 4] channel uses per source value, got {cbr}")
+        self.snr_db, self.cbr = snr, float(cbr)
+        self.csi_snr_db = None if csi_snr_db is None else float(csi_snr_db)
+
+    def reset(self) -> None:
+        """Forget the past: clock, token bucket, acknowledgements."""
+        self.clock = 0
+        self._accrued = 0.0
+        self._spent = 0
+        self._acks: dict[str, list[bool]] = {}
+
+    @property
+    def noise_var(self) -> Tensor:
+        """(B,) noise power per complex symbol at unit transmit power."""
+        return 10 ** (-self.snr_db / 10)
+
+    @property
+    def told_snr_db(self) -> Tensor:
+        """(B,) the SNR that the transmitter believes in."""
+        return self.snr_db if self.csi_snr_db is None else torch.full_like(self.snr_db, self.csi_snr_db)
+
+    # -- before encode --------------------------------------------------------------------------------------------------
+
+    def open(self, fmt: Format, ledger: Ledger, *, generator: torch.Generator) -> None:
+        """Start a session: reset, and send the header at the most robust coding until it arrives. In training it is skipped."""
+        self.reset()
+        self.channel.reset(generator)
+        if self.training:
+            return
+        packet = Packet(pack_header(fmt))
+        air = LinkAir(self, generator)
+        robust = self.header_modem.select(-100.0, None)
+        for _ in range(HEADER_ATTEMPTS):
+            arrived, uses = self.header_modem.transport([packet], air, robust, generator=generator)
+            self._book(ledger, Charge("session", "header", uses.data_uses + uses.control_uses, uses.info_bits, uses.coded_bits, 1,
+                                      int(arrived[0] is None)))  # fmt: skip
+            if arrived[0] is not None:
+                return
+        raise InputError(
+            f"the session header did not come through in {HEADER_ATTEMPTS} attempts at {self.snr_db.item():g} dB over "
+            f"{self.channel.spec!r}; raise --snr or choose a milder channel"
+        )
+
+    def mcs(self) -> Mcs:
+        """Modulation and coding that the link picks at the SNR the transmitter believes in."""
+        snr = float(self.told_snr_db.mean())
+        if snr not in self._mcs:
+            gains = None
+            if self.channel.is_fading:
+                gains = self.channel.typical(TYPICAL_USES, TYPICAL_DRAWS, generator=torch.Generator().manual_seed(0))
+            self._mcs[snr] = self.modem.select(200.0 if self.channel.is_ideal else snr, gains)
+        return self._mcs[snr]
+
+    def grant(self, step: Step) -> tuple[Csi, Budget]:
+        """CSI and budget for the next step; unspent uses of earlier steps are carried over."""
+        batch, t, _, height, width = step.frames.shape
+        nominal = self.cbr * 3 * height * width * t
+        self._accrued += nominal
+        gross = math.floor(self._accrued + 1e-6) - (0 if self.training else self._spent)
+        uses = max(0, self._net_of_pilots(math.floor(nominal) if self.training else gross))
+        mcs = self.mcs()
+        csi = Csi(self.told_snr_db.expand(batch).clone(), self.modem.bits_per_use(mcs), 0, dict(self._acks))
+        return csi, Budget(uses, math.floor(nominal), self.cbr, 1.0, self.modem.bytes_for_uses(uses, mcs))
+
+    def _net_of_pilots(self, gross: int) -> int:
+        if gross <= 0 or not self.channel.pilot_uses(1024):
+            return gross
+        low, high = 0, gross
+        while low < high:
+            middle = (low + high + 1) // 2
+            if middle + self.channel.pilot_uses(middle) <= gross:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    # -- the door --------------------------------------------------------------------------------------------------------
+
+    def send(self, payload: Payload, ledger: Ledger, *, generator: torch.Generator) -> Received:
+        """Carry a payload over the channel and charge for it.
+
+        All analog streams of one send are scaled together to unit average power, per example; an amplitude that the
+        receiver needs must be sent like anything else.
+
+        Raises:
+            ContractError: a digital stream without bytes outside training.
+        """
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            received: dict[str, object] = {}
+            analog = {name: stream for name, stream in payload.items() if isinstance(stream, Analog)}
+            scaled = self._normalise(analog, ledger)
+            for name, stream in payload.items():
+                if isinstance(stream, Analog):
+                    received[name] = self._send_analog(name, scaled[name], stream.active, ledger, generator)
+                elif stream.packets is not None:
+                    received[name] = self._send_packets(name, stream.packets, ledger, generator)
+                elif stream.proxy is not None and self.training:
+                    received[name] = self._send_proxy(name, stream, ledger, generator)
+                else:
+                    raise ContractError(f"digital stream {name!r} carries no bytes: outside training every stream is real")
+        return received  # type: ignore[return-value]
+
+    def _normalise(self, analog: dict[str, Analog], ledger: Ledger) -> dict[str, Tensor]:
+        """Unit average power over the active symbols of all analog streams, per example."""
+        if not analog:
+            return {}
+        shaped: dict[str, Tensor] = {}
+        energy: Tensor | float = 0.0
+        count: Tensor | float = 0.0
+        for name, stream in analog.items():
+            power = stream.power.to(stream.x.device) if isinstance(stream.power, Tensor) else stream.power
+            x = stream.x * power**0.5
+            if stream.active is not None:
+                x = x * stream.active
+                count = count + stream.active.sum(1)
+            else:
+                count = count + x.shape[1]
+            energy = energy + x.abs().square().sum(1)
+            shaped[name] = x
+        assert isinstance(energy, Tensor)
+        if not bool(torch.isfinite(energy).all()):
+            raise ContractError("an analog stream holds values that are not finite")
+        scale = (count / energy.clamp_min(1e-12)).sqrt()
+        scaled = {name: x * scale[:, None] for name, x in shaped.items()}
+        if not self.training:
+            for x in scaled.values():
+                power = x.detach().abs().square()
+                ledger.observe_power(float(power.max()) if power.numel() else 0.0, float(power.sum()), int((power > 0).sum()))
+        return scaled
+
+    def _send_analog(
+        self, name: str, x: Tensor, active: Tensor | None, ledger: Ledger, generator: torch.Generator
+    ) -> RxAnalog:
+        """Only active symbols are sent; they arrive compacted to the left, (B, most active)."""
+        uses = x.shape[0] * x.shape[1]
+        if active is not None:
+            uses = int(active.sum())
+            width = int(active.sum(1).max())
+            order = active.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+            x = x.gather(1, order)
+        batch, n = x.shape
+        pilots = self.channel.pilot_uses(n) * batch if n else 0
+        h, h_hat, noise_var = self._advance(n, batch, generator=generator)
+        device = x.device
+        y = self.channel.apply(x, h.to(device), self.noise_var.to(device).reshape(-1, 1), generator=generator)
+        self._book(ledger, Charge(name, "analog", uses))
+        if pilots:
+            self._book(ledger, Charge(name, "pilots", pilots))
+        return RxAnalog(y, h_hat.to(device), noise_var.to(device))
+
+    def _send_packets(
+        self, name: str, packets: list[list[Packet]], ledger: Ledger, generator: torch.Generator
+    ) -> list[list[bytes | None]]:
+        arrived = []
+        for batch in packets:
+            clock = self.clock
+            out, uses = self.modem.transport(batch, LinkAir(self, generator), self.mcs(), generator=generator)
+            lost = sum(item is None for item in out)
+            self._acks[name] = [item is not None for item in out]
+            sent = self.clock - clock
+            self._book(ledger, Charge(name, "digital", uses.data_uses, uses.info_bits, uses.coded_bits, len(batch), lost,
+                                      uses.blocks, uses.blocks_lost, uses.retransmissions))  # fmt: skip
+            self._book(ledger, Charge(name, "control", uses.control_uses))
+            self._book(ledger, Charge(name, "feedback", uses.feedback_uses))
+            self._book(ledger, Charge(name, "pilots", self.channel.pilot_uses(sent) if sent else 0))
+            arrived.append(out)
+        return arrived
+
+    def _send_proxy(self, name: str, stream: Digital, ledger: Ledger, generator: torch.Generator) -> RxProxy:
+        """Training stand-in: entries are dropped at the target block error rate and by the network."""
+        proxy, bits = stream.proxy, stream.est_bits
+        if proxy is None or bits is None:
+            raise ContractError(f"training stream {name!r} needs both proxy and est_bits")
+        batch, entries = bits.shape
+        lost = torch.rand(batch, entries, generator=generator) < self.modem.target_bler
+        for row in range(batch):
+            lost[row] |= self.channel.erasures(entries, self.clock, generator=generator)
+        arrived = ~lost.to(proxy.device)
+        uses = math.ceil(float(bits.sum()) / self.modem.bits_per_use(self.mcs()))
+        self.clock += uses // max(batch, 1)
+        self._book(ledger, Charge(name, "digital", uses, math.ceil(float(bits.sum())), 0, batch * entries, int(lost.sum()), estimated=True))  # fmt: skip
+        mask = arrived.reshape(batch, entries, *[1] * (proxy.dim() - 2))
+        return RxProxy(proxy * mask, arrived)
+
+    def _advance(self, n: int, batch: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Gains, their estimates and effective noise power of the next ``n`` uses, all (batch, n); moves the clock."""
+        noise = self.noise_var.reshape(-1, 1)
+        if n == 0:
+            return torch.zeros(batch, 0, dtype=torch.complex64), torch.zeros(batch, 0, dtype=torch.complex64), noise.expand(batch, 0)
+        fading = self.channel.sample(n, self.clock, batch=batch, generator=generator)
+        h_hat, error_var = self.channel.estimate(fading, noise, generator=generator)
+        self.clock += n + self.channel.pilot_uses(n)
+        if self.channel.is_ideal:
+            noise = torch.full_like(noise, 1e-10)
+        return fading.h, h_hat, (noise + error_var).expand(batch, n)
+
+    def _book(self, ledger: Ledger, charge: Charge) -> None:
+        if charge.uses == 0 and charge.packets_sent == 0:
+            return
+        if charge.stream in self.assumed_free:
+            charge = Charge(**{**charge.__dict__, "assumed_free": True})
+        else:
+            self._spent += charge.uses
+        ledger.book(charge)
+
+    # -- what it took ----------------------------------------------------------------------------------------------------
+
+    def airtime_s(self, ledger: Ledger) -> float:
+        """Seconds on the air at this bandwidth."""
+        return ledger.channel_uses / self.bandwidth_hz
+
+    def energy_j(self, ledger: Ledger) -> float:
+        """Joules radiated at ``tx_power_w``."""
+        return self.airtime_s(ledger) * self.tx_power_w
+
+    def extra_repr(self) -> str:
+        return json.dumps({"channel": self.channel.spec, "snr_db": self.snr_db.tolist(), "cbr": self.cbr})

@@ -1,0 +1,85 @@
+"""What every system is: a transmitter and a receiver that may only talk through a Link.
+
+    Step -> System.encode -> Payload -> Link.send -> Received -> System.decode -> Decoded
+
+``start`` makes one state for each side. They are separate on purpose: a transmitter never uses what only the receiver heard.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from semcast.types import Aux, Budget, Csi, Decoded, Format, Payload, Received, State, Step, StepResult
+
+Side = Literal["tx", "rx"]
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """A registry entry: what a system is, and how to make one.
+
+    Attributes:
+        name: public name. summary: one line. paper: citation, or "" for what is no paper's.
+        kind: "digital", "analog" or "hybrid". goals: names of goals it serves. presets: the first is the default.
+        make: (preset, condition name) -> System, with fresh weights where it has any.
+        trained: whether it has weights that must be loaded before it is of use. picture: codes every frame on its own.
+    """
+
+    name: str
+    summary: str
+    kind: Literal["digital", "analog", "hybrid"]
+    make: Callable[[str, str], System]
+    paper: str = ""
+    goals: tuple[str, ...] = ("watch",)
+    presets: tuple[str, ...] = ("default",)
+    trained: bool = False
+    picture: bool = False
+
+
+class System(nn.Module, ABC):
+    """One transmitter and receiver.
+
+    Attributes:
+        name, preset: as registered. frames_per_step: 1 for low delay, or one GOP or clip.
+        modem_kind: "ldpc" (the link's physical layer as asked for) or "capacity" (the ideal bound).
+        free_streams: names of streams that the paper gets for free; only honoured under ``assumed_free=True``.
+    """
+
+    name: str = ""
+    preset: str = "default"
+    frames_per_step: int = 1
+    modem_kind: Literal["ldpc", "capacity"] = "ldpc"
+    free_streams: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def start(self, fmt: Format, side: Side) -> State:
+        """State of one side at the beginning of a session, from the session header alone."""
+
+    @abstractmethod
+    def encode(
+        self, step: Step, state: State, csi: Csi, budget: Budget, *, generator: torch.Generator
+    ) -> tuple[Payload, State, Aux]:
+        """Turn a step into streams; sees the source and the transmitter's own past only."""
+
+    @abstractmethod
+    def decode(
+        self, received: Received, state: State, n_frames: int, *, generator: torch.Generator
+    ) -> tuple[Decoded, State, Aux]:
+        """Turn what arrived into ``n_frames`` frames (or labels, scores); sees the air and the receiver's own past only.
+
+        ``n_frames`` is the play-out clock: how many frame times have passed. Whatever was lost, as many frames come out.
+        """
+
+    def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Training losses over a run, ``"loss"`` being the one to minimise; systems without parameters have none."""
+        raise TypeError(f"{self.name or type(self).__name__} has nothing to train")
+
+    def paper_macs_per_pixel(self) -> float | None:
+        """Multiply-accumulates per pixel of encoder and decoder together, or None where it does not apply."""
+        return None
