@@ -12,7 +12,7 @@ from semcast.types import Decoded, Step
 
 
 class Watch(Goal):
-    """A person looks at the frames; the distance is the mean squared error over RGB in [0, 1], so PSNR is what training raises."""
+    """A person looks at the frames; the distance is the MSE over RGB in [0, 1], so training raises PSNR."""
 
     name: ClassVar[str] = "watch"
     summary: ClassVar[str] = "look at the video: frames as close as possible to those sent"

@@ -1,6 +1,7 @@
 """Quality measures. The convention stands in the name; :attr:`Metric.convention` says it in a sentence.
 
-The value of a clip is the mean over its frames of the per-frame value, except ``vmaf``, ``miou`` and ``top1``, which say otherwise.
+The value of a clip is the mean over its frames of the per-frame value, except for ``miou``, ``pixel_accuracy`` and ``top1``,
+which say otherwise.
 """
 
 from __future__ import annotations

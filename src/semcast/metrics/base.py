@@ -45,7 +45,7 @@ class Metric(ABC):
         """Value of the whole clip, or None without data; the mean over frames unless the class says otherwise."""
         return math.fsum(self.values) / len(self.values) if self.values else None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most metrics hold nothing
         """Release what the metric holds outside Python; safe to call twice."""
 
 

@@ -38,11 +38,12 @@ class PsnrRgb(FrameMetric):
 
 
 class PsnrY(FrameMetric):
-    """PSNR of luma; codec papers that take the file's limited-range Y plane at peak 255 read 20 log10(255/219) = 1.32 dB more."""
+    """PSNR of luma; papers that take a file's limited-range Y at peak 255 read 20 log10(255/219) = 1.32 dB more."""
 
     unit: ClassVar[str] = "dB"
     convention: ClassVar[str] = (
-        "PSNR of the full-range BT.601 luma 0.299 R + 0.587 G + 0.114 B at peak 1, capped at 100 dB; a clip is the mean over frames"
+        "PSNR of the full-range BT.601 luma 0.299 R + 0.587 G + 0.114 B at peak 1, capped at 100 dB; "
+        "a clip is the mean over frames"
     )
 
     @staticmethod

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import os
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +102,9 @@ def lpips_heads() -> list[Tensor]:
 
 
 def find_squeezenet() -> Path | None:
-    """Where the trunk's weights lie, or None: ``$SEMCAST_SQUEEZENET``, ``../shared/data/weights`` beside the working directory or
+    """Where the trunk's weights lie, or None.
+
+    Looked for in this order: ``$SEMCAST_SQUEEZENET``, ``../shared/data/weights`` beside the working directory, the same beside
     the repository, ``~/.cache/semcast``.
 
     Raises:
@@ -160,6 +162,6 @@ class LpipsSqueeze(Metric):
         """Append the distances of (t, 3, H, W) frames in [0, 1]."""
         if self.model is None:
             return
-        model = cast(Lpips, self.model.to(reference.device))
+        model = self.model.to(reference.device)
         for i in range(reference.shape[0]):
             self.values += model(reference[i : i + 1], received[i : i + 1]).tolist()

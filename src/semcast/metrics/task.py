@@ -59,8 +59,8 @@ class MeanIou(LabelMetric):
     """Mean intersection over union."""
 
     convention: ClassVar[str] = (
-        "intersection over union from the confusion matrix of all pixels of the clip, mean over the classes that occur in truth or "
-        "prediction"
+        "intersection over union from the confusion matrix of all pixels of the clip, mean over the classes "
+        "that occur in truth or prediction"
     )
 
     @staticmethod

@@ -31,11 +31,11 @@ def find_ffmpeg() -> tuple[str | None, str]:
 
 
 class Vmaf(Metric):
-    """VMAF of the clip; frames stream into one FFmpeg process, so memory stays constant. Values per frame come with ``clip``."""
+    """VMAF of the clip; frames stream into one FFmpeg process, so memory stays constant. ``clip`` brings the values per frame."""
 
     convention: ClassVar[str] = (
-        "libvmaf's default model vmaf_v0.6.1 on limited-range BT.601 luma at the clip's own size (no upscaling to 1080p), 0 to 100; "
-        "a clip is the mean over frames"
+        "libvmaf's default model vmaf_v0.6.1 on limited-range BT.601 luma at the clip's own size (no upscaling to 1080p), "
+        "0 to 100; a clip is the mean over frames"
     )
 
     def __init__(self) -> None:
