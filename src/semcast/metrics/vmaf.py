@@ -31,7 +31,7 @@ def find_ffmpeg() -> tuple[str | None, str]:
 
 
 class Vmaf(Metric):
-    """VMAF of the clip; frames stream into one FFmpeg process, so memory stays constant. ``clip`` brings the values per frame."""
+    """VMAF of the clip; frames stream into one FFmpeg process, so memory stays constant. ``clip`` brings values per frame."""
 
     convention: ClassVar[str] = (
         "libvmaf's default model vmaf_v0.6.1 on limited-range BT.601 luma at the clip's own size (no upscaling to 1080p), "

@@ -1,0 +1,1 @@
+"""Comparisons and sweeps: flat rows, statistics over them, and the page that shows them."""
