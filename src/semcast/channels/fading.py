@@ -18,7 +18,7 @@ from semcast.channels.base import Channel, Fading, complex_normal
 from semcast.channels.options import ChannelOptions, option
 from semcast.errors import SpecError
 
-PAGE = 1024  # blocks drawn at a time
+PAGE = 256  # blocks drawn at a time
 CHUNK = 2_000_000  # sinusoid terms evaluated at a time: bounds memory, not the result
 
 
@@ -28,18 +28,21 @@ def draw_seed(generator: torch.Generator) -> int:
 
 
 def white_gains(seed: int, batch: int, blocks: Tensor) -> Tensor:
-    """Return independent CN(0, 1) gains (batch, n) complex64 of numbered blocks (n,), the same for the same number.
+    """Return independent CN(0, 1) gains (batch, n) complex64 of numbered blocks (n,), the same for number and batch size.
 
     Counter-based (Philox, keyed by seed and page of blocks), so that any block can be drawn without the ones before it.
     """
     pages = torch.div(blocks, PAGE, rounding_mode="floor")
-    out = torch.empty(batch, blocks.numel(), dtype=torch.complex64)
-    for page in pages.unique().tolist():
-        random = np.random.Generator(np.random.Philox(key=np.array([seed, page % 2**64], dtype=np.uint64)))
-        draws = torch.from_numpy(random.standard_normal((batch, PAGE, 2), dtype=np.float32)) * 0.5**0.5
-        here = pages == page
-        out[:, here] = torch.view_as_complex(draws)[:, blocks[here] - page * PAGE]
-    return out
+    numbers, which = pages.unique(return_inverse=True)
+    within = blocks - pages * PAGE
+    # A large batch of short sends needs only the head of a single page.
+    rows = int(within.max()) + 1 if len(numbers) == 1 else PAGE
+    table = np.empty((len(numbers), rows, batch, 2), dtype=np.float32)
+    for page, number in zip(table, numbers.tolist(), strict=True):
+        random = np.random.Generator(np.random.Philox(key=np.array([seed, number % 2**64], dtype=np.uint64)))
+        random.standard_normal(dtype=np.float32, out=page)
+    gains = torch.view_as_complex(torch.from_numpy(table) * 0.5**0.5)
+    return gains[which, within].T.contiguous()
 
 
 class SumOfSinusoids:

@@ -99,11 +99,11 @@ class Trace(FlatFading):
 
     def power_at(self, seconds: Tensor) -> Tensor:
         """Return |h|^2 at (n,) float64 seconds since the session began; before it, that of its first row."""
-        seconds = seconds.clamp_min(0.0)
+        # A use that falls on a row's time belongs to that row, also where clock / bandwidth rounds just below it.
+        seconds = seconds.clamp_min(0.0) + 1e-9
         if self.options.end == "loop":
             seconds = seconds.remainder(self.duration_s)
-        # A use that falls on a row's time belongs to that row, also where clock / bandwidth rounds just below it.
-        return self._power[torch.searchsorted(self._times, seconds + 1e-9, right=True).sub(1).clamp_min(0)]
+        return self._power[torch.searchsorted(self._times, seconds, right=True).sub(1).clamp_min(0)]
 
     def gains(self, seed: int, batch: int, uses: Tensor) -> Tensor:
         """Return the gains of the trace; every batch element sees the same."""
