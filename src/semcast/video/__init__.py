@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-# public name -> module; resolved on first use, so that importing the package pulls in neither PyAV nor OpenCV
+# public name -> module; resolved on first use, so that importing the package pulls in neither PyAV nor OpenCV.
+# ``steps`` is missing on purpose: the name belongs to the module (from semcast.video.steps import steps).
 _WHERE = {
     "Clip": "clip",
     "VideoInfo": "clip",
@@ -15,7 +16,6 @@ _WHERE = {
     "open_clips": "io",
     "VideoWriter": "writer",
     "write": "writer",
-    "steps": "steps",
     "rgb_to_yuv420": "colour",
     "yuv420_to_rgb": "colour",
     "rgb_to_frame": "colour",

@@ -47,7 +47,7 @@ def _file(path: str | Path) -> Path:
     return path
 
 
-def _raw_options(path: Path, size: tuple[int, int] | None, fps: float | None, pix_fmt: str | None) -> dict[str, str]:
+def raw_options(path: Path, size: tuple[int, int] | None, fps: float | None, pix_fmt: str | None) -> dict[str, str]:
     """FFmpeg's options for a headerless file: as given, else as the name says (``Name_416x240_50.yuv``)."""
     import av
 
@@ -158,7 +158,7 @@ def probe(
         VideoError: no such file, not a video, no frames. SpecError: a raw file of unknown size.
     """
     path = _file(path)
-    return _probe(path, _raw_options(path, size, fps, pix_fmt) if path.suffix.lower() == ".yuv" else None)
+    return _probe(path, raw_options(path, size, fps, pix_fmt) if path.suffix.lower() == ".yuv" else None)
 
 
 def _probe(path: Path, raw: dict[str, str] | None) -> VideoInfo:
@@ -184,7 +184,7 @@ def _probe(path: Path, raw: dict[str, str] | None) -> VideoInfo:
     return VideoInfo(str(path), width, height, fps, n_frames, codec, first.format.name, rotation)
 
 
-def _resize(frame: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(frame: Tensor, size: tuple[int, int]) -> Tensor:
     if (frame.shape[-1], frame.shape[-2]) == size:
         return frame
     return F.interpolate(frame[None], (size[1], size[0]), mode="bicubic", antialias=True, align_corners=False)[0].clamp_(0, 1)
@@ -213,11 +213,20 @@ def read(
     path = _file(path)
     if path.is_dir():
         raise VideoError(f"{path}: a folder, not a video file; open_clips takes folders of pictures")
+    if path.suffix.lower() != ".yuv":
+        return clip_of_file(path, None, size=size, fps=fps, max_frames=max_frames)
     _check_numbers(fps, max_frames)
-    raw = _raw_options(path, size, fps, pix_fmt) if path.suffix.lower() == ".yuv" else None
+    return clip_of_file(path, raw_options(path, size, fps, pix_fmt), size=None, fps=None, max_frames=max_frames)
+
+
+def clip_of_file(
+    path: Path, raw: dict[str, str] | None, *, size: tuple[int, int] | None, fps: float | None, max_frames: int | None
+) -> Clip:
+    """:func:`read` with everything settled: ``raw`` describes a headerless file, ``size`` and ``fps`` are what comes out."""
+    _check_numbers(fps, max_frames)
     stored = _probe(path, raw)
-    ratio = 1.0 if raw is not None or fps is None else stored.fps / fps
-    target = (stored.width, stored.height) if raw is not None or size is None else size
+    ratio = 1.0 if fps is None else stored.fps / fps
+    target = size or (stored.width, stored.height)
     check_size(*target, str(path))
     n_frames = stored.n_frames and math.ceil(stored.n_frames / ratio - 1e-6)
     if max_frames is not None and n_frames is not None:
@@ -237,7 +246,7 @@ def read(
             rgb = frame_to_rgb(frame, siting=siting)
             if stored.rotation:
                 rgb = torch.rot90(rgb, stored.rotation // 90, (-2, -1)).contiguous()
-            yield _resize(rgb, target), {}
+            yield resize(rgb, target), {}
 
     own = target == (stored.width, stored.height) and not stored.rotation and stored.pix_fmt.startswith(("yuv4", "yuvj4"))
     return Clip(path.stem, info, source, yuv=native if own else None)
@@ -325,7 +334,7 @@ def pictures_clip(
             frame = read_picture(item)
             if size is None and (frame.shape[-1], frame.shape[-2]) != target:
                 raise VideoError(f"{item}: {frame.shape[-1]}x{frame.shape[-2]} pixels, the clip has {target[0]}x{target[1]}")
-            yield _resize(frame, target), {}
+            yield resize(frame, target), {}
 
     return Clip(name, info, source)
 

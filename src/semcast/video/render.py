@@ -245,7 +245,7 @@ def render_from_photo(
     span = max(n_frames - 1, 1)
     turn = draw(-0.015, 0.015) if motion in ("rotate", "any") else 0.0  # radians per frame
     turn = max(min(turn, 0.5 / span), -0.5 / span)
-    growth = draw(-0.012, 0.012) if motion in ("zoom", "any") else 0.0  # log scale per frame
+    growth = draw(-0.02, 0.02) if motion in ("zoom", "any") else 0.0  # log scale per frame
     first_angle = -turn * span / 2
     layer, slack = background(photo, size, draw(1.05, 1.5), abs(turn) * span / 2)
     speed = draw(0.3, 5.0) if motion in ("pan", "any") else 0.0
@@ -273,7 +273,7 @@ def render_from_photo(
     else:
         whole = (0, 0, *size)
         here, matrices = transform(similarity(), whole), [stage.world_of(float(t)) for t in range(n_frames)]
-        back = [torch.linalg.inv(matrices[max(t - 1, 0)]) @ matrices[t] for t in range(n_frames)]
+        back = [similarity(), *(torch.linalg.inv(matrices[t - 1]) @ matrices[t] for t in range(1, n_frames))]
         flow = [(here - transform(m, whole)).permute(2, 0, 1) for m in back]
     return frames, torch.stack(flow)
 
