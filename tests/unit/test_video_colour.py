@@ -109,7 +109,8 @@ def test_every_written_format_reads_back(pix_fmt, floor_db):
 def test_foreign_formats_agree_with_ours(pix_fmt):
     rgb = photo_like(64, 96)
     other = rgb_to_frame(rgb, "yuv444p").reformat(format=pix_fmt)
-    assert psnr(frame_to_rgb(other), rgb) > 34  # FFmpeg's own conversion on the way there is the coarse part
+    # FFmpeg's own conversion on the way there is the coarse part, and coarsest at a quarter of the chroma
+    assert psnr(frame_to_rgb(other), rgb) > (29 if pix_fmt == "yuv411p" else 34)
 
 
 def test_full_range_is_read_as_full_range():

@@ -183,7 +183,8 @@ def camvid(folder: str, *, size: tuple[int, int] | None, fps: float | None, stil
 
     Frames of one drive that follow each other at 10 per second or more are one clip (``val``, 15 per second); the others, a
     second apart (``train``, ``test``), and with ``stills`` all, are clips of one frame each. ``DIR/val[51:]`` takes the
-    pictures from the 52nd on, in the order of their names, and ``[:51]`` those before. Class 11 is unlabelled: leave it out of scores.
+    pictures from the 52nd on, in the order of their names, and ``[:51]`` those before. Class 11 is unlabelled: leave it
+    out of scores.
     """
     part = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", folder)
     folder, low, high = (part[1], part[2], part[3]) if part else (folder, "", "")
