@@ -8,48 +8,11 @@ import pytest
 from semcast.errors import InputError
 from semcast.studies.rows import KEYS, Row, append_jsonl, read_rows, write_json
 
-PROMISED = [
-    "system",
-    "preset",
-    "weights",
-    "clip",
-    "frames",
-    "height",
-    "width",
-    "goal",
-    "channel",
-    "condition",
-    "phy",
-    "mcs",
-    "gop",
-    "snr_db",
-    "csi_snr_db",
-    "cbr_target",
-    "cbr",
-    "channel_uses",
-    "analog_uses",
-    "digital_uses",
-    "feedback_uses",
-    "info_bits",
-    "packets_sent",
-    "packets_lost",
-    "assumed_free_uses",
-    "airtime_s",
-    "energy_j",
-    "psnr_rgb_db",
-    "psnr_y_db",
-    "ssim_rgb",
-    "ms_ssim_rgb",
-    "lpips_squeeze",
-    "vmaf",
-    "miou",
-    "top1",
-    "encode_fps",
-    "decode_fps",
-    "seed",
-    "version",
-    "per_frame",
-]
+PROMISED = """
+    system preset weights clip frames height width goal channel condition phy mcs gop snr_db csi_snr_db cbr_target cbr
+    channel_uses analog_uses digital_uses feedback_uses info_bits packets_sent packets_lost assumed_free_uses airtime_s energy_j
+    psnr_rgb_db psnr_y_db ssim_rgb ms_ssim_rgb lpips_squeeze vmaf miou top1 encode_fps decode_fps seed version per_frame
+"""
 
 
 def row(**values: object) -> Row:
@@ -58,7 +21,7 @@ def row(**values: object) -> Row:
 
 
 def test_promised_keys_are_there() -> None:
-    assert set(PROMISED) <= set(KEYS)
+    assert set(PROMISED.split()) <= set(KEYS)
     assert set(json.loads(row().model_dump_json())) == set(KEYS)
 
 
