@@ -25,7 +25,7 @@ def _control_code(coded_bits: int) -> BlockCode:
 
 def encode_control(lay: Layout, uses: int) -> Tensor:
     """Symbols (1, uses) of the control block: a prefix of the rate-1/5 code word, or the word repeated."""
-    word = _control_code(CONTROL_CODED_BITS[-1]).encode(bytes_to_bits([pack_control(lay)]))
+    word = _control_code(CONTROL_CODED_BITS[-1]).encode(bytes_to_bits([pack_control(lay, uses)]))
     bits = word.repeat(1, -(-2 * uses // word.shape[1]))[:, : 2 * uses]
     return modulate(bits, 2)
 
@@ -45,7 +45,7 @@ def decode_control(llr: Tensor) -> tuple[Layout, int] | None:
         payload, passed = _control_code(n).decode(combined)
         found = unpack_control(bits_to_bytes(payload)[0]) if bool(passed[0]) else None
         if found is not None:
-            return found, uses
+            return found
     return None
 
 

@@ -28,11 +28,12 @@ STREAM_BYTES_MAX = 2**24 - 1
 """Longest stream that a control block can announce."""
 
 CONTROL_BITS = 48
-"""Information bits of a control block: 24 stream length, 8 scheme, 16 CRC."""
+"""Information bits of a control block: 24 stream length, 2 its own length, 6 scheme, 16 CRC."""
 CONTROL_CODED_BITS = (120, 240)
 """Coded lengths that the control code is measured at; above, the 240 bits repeat."""
 CONTROL_LEVELS = (60, 120, 240, 480)
-"""Channel uses that a control block may take. The receiver tries them in this order, as NR does aggregation levels."""
+"""Channel uses that a control block may take. The receiver tries them in this order, as NR does aggregation levels; a
+good channel may give it away early, so the length stands in it."""
 
 
 @dataclass(frozen=True)
@@ -217,14 +218,15 @@ def _read_run(run: list[bytes], lay: Layout, found: dict[int, bytes]) -> None:
             read_to = at
 
 
-def pack_control(lay: Layout) -> bytes:
-    """The 32 information bits of a control block before its CRC."""
-    return lay.stream_bytes.to_bytes(3, "big") + bytes([MCS_INDEX[lay.mcs.name]])
+def pack_control(lay: Layout, uses: int) -> bytes:
+    """The 32 information bits of a control block before its CRC; ``uses`` is its own length, one of ``CONTROL_LEVELS``."""
+    code = CONTROL_LEVELS.index(uses) << 6 | MCS_INDEX[lay.mcs.name]
+    return lay.stream_bytes.to_bytes(3, "big") + bytes([code])
 
 
-def unpack_control(data: bytes) -> Layout | None:
-    """The layout that a control block announces, or None for one that makes no sense."""
-    size, index = int.from_bytes(data[:3], "big"), data[3]
+def unpack_control(data: bytes) -> tuple[Layout, int] | None:
+    """Layout and length in channel uses that a control block announces, or None for one that makes no sense."""
+    size, index = int.from_bytes(data[:3], "big"), data[3] & 63
     if size == 0 or index >= len(MCS):
         return None
-    return layout(size, list(MCS.values())[index])
+    return layout(size, list(MCS.values())[index]), CONTROL_LEVELS[data[3] >> 6]

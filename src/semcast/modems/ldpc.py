@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semcast.modems.mcs import CODED_BITS_MAX
 from semcast.modems.sionna_import import sionna_phy
 
 ITERATIONS = 20
@@ -38,6 +39,20 @@ def crc(bits: Tensor, length: int) -> Tensor:
         return _crc_encoder({16: "CRC16", 24: "CRC24A"}[length])(padded)[:, -length:]
 
 
+@lru_cache(maxsize=1)
+def scrambling() -> Tensor:
+    """Gold sequence (CODED_BITS_MAX,) of TS 38.211, section 5.2.1, c_init = 1.
+
+    Without it a run of zeros would sit on one corner of the constellation: neither unit power nor what the tables measured.
+    """
+    length = 1600 + CODED_BITS_MAX
+    first, second = [1] + [0] * 30, [1] + [0] * 30
+    for n in range(length - 31):
+        first.append(first[n + 3] ^ first[n])
+        second.append(second[n + 3] ^ second[n + 2] ^ second[n + 1] ^ second[n])
+    return torch.tensor([a ^ b for a, b in zip(first[1600:], second[1600:], strict=True)], dtype=torch.float32)
+
+
 def bytes_to_bits(blocks: list[bytes]) -> Tensor:
     """Blocks of equal size -> (B, 8 * size) float32, most significant bit first."""
     raw = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(len(blocks), -1)
@@ -51,7 +66,7 @@ def bits_to_bytes(bits: Tensor) -> list[bytes]:
 
 
 class BlockCode:
-    """CRC and 5G LDPC for blocks of ``info_bits`` bits, CRC included, in ``coded_bits`` bits.
+    """CRC, 5G LDPC and scrambling for blocks of ``info_bits`` bits, CRC included, in ``coded_bits`` bits.
 
     Args:
         info_bits: k. coded_bits: n; 1/5 <= k / n <= 0.95. bits_per_symbol: order of the output bit interleaver
@@ -85,7 +100,7 @@ class BlockCode:
         with torch.inference_mode():
             bits = torch.cat((payload.float(), crc(payload, self.crc_bits)), dim=-1)
             coded: Tensor = self._encoder(bits) if rv == 0 else self._encoder(bits, rv=[rv])[:, 0]
-            return coded
+            return (coded - scrambling()[: self.coded_bits]).abs()
 
     def decode(self, llr: Tensor, rvs: tuple[int, ...] = (0,)) -> tuple[Tensor, Tensor]:
         """Decode (B, n), or (B, len(rvs), n) for several redundancy versions -> payload bits (B, k - crc_bits), CRC held (B,).
@@ -99,6 +114,7 @@ class BlockCode:
         payload = torch.zeros(llr.shape[0], self.info_bits - self.crc_bits)
         passed = torch.zeros(llr.shape[0], dtype=torch.bool)
         with torch.inference_mode():
+            llr = llr * (1 - 2 * scrambling()[: self.coded_bits])
             for start in range(0, llr.shape[0], _BATCH):
                 open_rows = torch.arange(start, min(start + _BATCH, llr.shape[0]))
                 state = None
