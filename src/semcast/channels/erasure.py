@@ -19,7 +19,7 @@ from semcast.errors import SpecError
 class PacketOptions(ChannelOptions):
     """How analog symbols are cut into packets."""
 
-    packet_uses: int = option(512, "analog symbols that travel, and are lost, together", unit="uses", at_least=1)
+    packet_uses: int = option(512, "analog symbols that travel, and are lost, together", unit="uses", at_least=1, at_most=1e12)
 
 
 class TwoStateErasure(Awgn):
@@ -50,8 +50,8 @@ class TwoStateErasure(Awgn):
     def sample(self, n: int, clock: int, *, batch: int = 1, generator: torch.Generator) -> Fading:
         """Return gains of 1, and 0 where a packet of analog symbols was dropped."""
         packets = -(-n // self.erasure_packet_uses)
-        lost = self._advance(batch, packets, generator).repeat_interleave(self.erasure_packet_uses, dim=1)[:, :n]
-        return Fading((~lost).to(torch.complex64))
+        lost = self._advance(batch, packets, generator)
+        return Fading((~lost[:, torch.arange(n) // self.erasure_packet_uses]).to(torch.complex64))
 
     def air(self, n: int, clock: int, *, batch: int = 1, generator: torch.Generator) -> Fading:
         """Return gains of 1: what arrives is not faded."""

@@ -89,7 +89,7 @@ class CsiOptions(ChannelOptions):
         "0.01 where csi=estimated is all that is said, 0 beside an age",
         at_least=0.0,
     )
-    csi_age: int = option(0, "the estimate is the gain of so many uses ago", unit="uses", at_least=0)
+    csi_age: int = option(0, "the estimate is the gain of so many uses ago", unit="uses", at_least=0, at_most=1e12)
     pilot_overhead: float = option(
         0.0, "pilots per data use, charged; 0 assumes the estimate free", unit="uses/use", at_least=0.0
     )
@@ -112,7 +112,7 @@ class ScatterOptions(CsiOptions):
     """How diffuse paths fade in time."""
 
     mode: Literal["fast", "block"] = option("fast", "fast: a new gain every use; block: constant over coherence uses")
-    coherence: int | None = option(None, "length of a block; 1024 where block is all that is said", unit="uses", at_least=1)
+    coherence: int | None = option(None, "length of a block; 1024 if only block is said", unit="uses", at_least=1, at_most=1e12)
     doppler_hz: float = option(
         0.0, "Jakes correlation J0(2 pi f t) between blocks; 0: blocks are independent", unit="Hz", at_least=0.0
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,26 +50,28 @@ class Grid:
         return self.subcarriers + self.prefix_uses
 
     def windows(self, symbols: int) -> list[Window]:
-        """Cut a burst of OFDM symbols into windows of nearly equal length."""
-        count = -(-symbols // self.window)
-        edges = [symbols * i // count for i in range(count + 1)] if count else [0]
-        return [Window(a, b - a, spread(b - a, self.pilot_symbols)) for a, b in pairwise(edges)]
+        """Cut a burst of OFDM symbols into full windows and a rest."""
+        lengths = [min(self.window, symbols - start) for start in range(0, symbols, self.window)]
+        return [Window(i * self.window, length, spread(length, self.pilot_symbols)) for i, length in enumerate(lengths)]
 
     def capacity(self, symbols: int) -> int:
-        """Return the data uses that fit into a burst of so many OFDM symbols."""
-        comb = -(-self.subcarriers // self.pilot_subcarriers)
-        pilots = sum(-(-w.length // self.pilot_symbols) for w in self.windows(symbols)) * comb
-        return symbols * self.subcarriers - pilots
+        """Return the data uses that fit into a burst of so many OFDM symbols; never less for more symbols."""
+        full, rest = divmod(symbols, self.window)
+        with_pilots = full * -(-self.window // self.pilot_symbols) - (-rest // self.pilot_symbols)
+        return symbols * self.subcarriers - with_pilots * -(-self.subcarriers // self.pilot_subcarriers)
 
     def symbols_for(self, n: int) -> int:
         """Return the fewest OFDM symbols that hold ``n`` data uses."""
-        comb = -(-self.subcarriers // self.pilot_subcarriers)
-        symbols = int(n / (self.subcarriers - comb / self.pilot_symbols) * 0.95)
-        while self.capacity(symbols) < n:
-            symbols += 1
-        while symbols and self.capacity(symbols - 1) >= n:
-            symbols -= 1
-        return symbols
+        low, high = 0, 1
+        while self.capacity(high) < n:
+            low, high = high, 2 * high
+        while low < high:
+            middle = (low + high) // 2
+            if self.capacity(middle) < n:
+                low = middle + 1
+            else:
+                high = middle
+        return high
 
     def data_mask(self, window: Window) -> Tensor:
         """Return (length, F) bool: resource elements of a window that carry data."""

@@ -37,7 +37,11 @@ class ChannelOptions:
     """Options that every channel has; values are validated on construction and raise :class:`SpecError`."""
 
     clip_papr_db: float | None = option(
-        None, "the power amplifier clips amplitudes above this peak-to-average power ratio", unit="dB", at_least=0.0
+        None,
+        "the power amplifier clips amplitudes above this peak-to-average power ratio",
+        unit="dB",
+        at_least=0.0,
+        at_most=100.0,
     )
 
     def __post_init__(self) -> None:

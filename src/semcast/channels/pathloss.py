@@ -27,15 +27,16 @@ def path_gain(distance_m: float, carrier_hz: float, alpha: float = 1.0) -> float
 class PathLossOptions(ScatterOptions):
     """Options of :class:`PathLoss`."""
 
-    distance_m: float = option(100.0, "from transmitter to receiver", unit="m", above=0.0)
+    distance_m: float = option(100.0, "from transmitter to receiver", unit="m", above=0.0, at_most=1e9)
     alpha: float = option(1.0, "path loss exponent of the AMPLITUDE: 1 is free space", at_least=0.0, at_most=10.0)
-    carrier_ghz: float = option(3.5, "carrier frequency", unit="GHz", above=0.0)
+    carrier_ghz: float = option(3.5, "carrier frequency", unit="GHz", above=0.0, at_most=1e6)
     reference_m: float | None = option(
         None,
         "the link's SNR is the mean SNR at this distance; without it the SNR is that at the transmitter, "
         "P / sigma^2 of eq. (4), and far away little is left of it",
         unit="m",
         above=0.0,
+        at_most=1e9,
     )
     fading: Literal["rayleigh", "none"] = option("rayleigh", "small-scale fading beta of eq. (3), or none: beta = 1")
 

@@ -16,6 +16,7 @@ from semcast.channels.options import ChannelOptions, option
 from semcast.channels.pathloss import SPEED_OF_LIGHT
 from semcast.errors import ContractError, SpecError
 
+MAX_SUBCARRIERS = 16384
 TYPICAL_ELEMENTS = 4_000_000  # gains drawn at a time by ``typical``: bounds memory, not the result
 
 
@@ -26,19 +27,21 @@ class TdlOptions(ChannelOptions):
     delay_spread_ns: float = option(100.0, "RMS delay spread; 30 short, 100 nominal, 300 long", unit="ns", at_least=0.0)
     speed_mps: float = option(3.0, "speed of the terminal", unit="m/s", at_least=0.0)
     carrier_ghz: float = option(3.5, "carrier frequency", unit="GHz", above=0.0)
-    subcarriers: int | None = option(None, "without it, as many as fit into the link's bandwidth", at_least=1, at_most=16384)
+    subcarriers: int | None = option(None, "without it, as many as fit into the band", at_least=1, at_most=MAX_SUBCARRIERS)
     subcarrier_spacing_khz: float | None = option(
         None, "without it, bandwidth over subcarriers, or 15 where neither is given", unit="kHz", above=0.0
     )
     pilot_subcarriers: int = option(4, "one in so many subcarriers of a pilot symbol is a pilot", at_least=1)
-    pilot_symbols: int = option(7, "one in so many OFDM symbols carries pilots", at_least=1)
+    pilot_symbols: int = option(7, "one in so many OFDM symbols carries pilots", at_least=1, at_most=112)
     prefix_fraction: float = option(
         0.0703125, "cyclic prefix over OFDM symbol; 144/2048 is normal in 5G", at_least=0.0, at_most=1.0
     )
     estimator: Literal["lmmse", "ls", "perfect"] = option(
         "lmmse", "channel estimate from the noisy pilots: LMMSE over frequency and time, or LS with linear interpolation"
     )
-    csi_age: int = option(0, "with estimator=perfect: the gains of so many uses ago are known", unit="uses", at_least=0)
+    csi_age: int = option(
+        0, "with estimator=perfect: gains of so many uses ago are known", unit="uses", at_least=0, at_most=1e12
+    )
     csi_error_var: float = option(0.0, "with estimator=perfect: h_hat = h + e with this variance", at_least=0.0)
 
     def validate(self) -> None:
@@ -110,11 +113,13 @@ class Tdl(Channel):
                 f"{self.spec}: {count} subcarriers of {spacing_hz / 1e3:g} kHz fill {count * spacing_hz / 1e6:g} MHz, but the "
                 f"link has {self.bandwidth_hz / 1e6:g} MHz; give only one of the two, and the other follows"
             )
+        if count > MAX_SUBCARRIERS:
+            raise SpecError(f"{self.spec}: {count} subcarriers are more than {MAX_SUBCARRIERS}; widen subcarrier_spacing_khz")
         self.spacing_hz = self.bandwidth_hz / count
         prefix = math.ceil(o.prefix_fraction * count - 1e-9)
         self._check_model(prefix / self.bandwidth_hz)
         self.grid = Grid(count, prefix, min(o.pilot_subcarriers, count), o.pilot_symbols)
-        if self.grid.capacity(o.pilot_symbols) < 1:
+        if self.grid.pilot_subcarriers == 1 and o.pilot_symbols == 1:
             raise SpecError(f"{self.spec}: {count} subcarrier(s) leave no room for data; make pilots rarer or the band wider")
         self.receiver = PilotReceiver(self.grid, self.stats, self.spacing_hz, self.bandwidth_hz)
         return self
