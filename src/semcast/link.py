@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -28,34 +29,45 @@ HEADER_ATTEMPTS = 32
 TYPICAL_DRAWS, TYPICAL_USES = 64, 1024
 
 
+# Names that a header is likely to hold: raw deflate with this dictionary shrinks them to a few bytes, and still carries any other.
+_HEADER_WORDS = (
+    b"classify\0segment\0dvst-paper\0offline\0paper\0small\0-capacity\0mjpeg-ldpc\0jpeg-ldpc\0jpeg2000-ldpc\0hevc-intra-ldpc\0freeze\0"
+    b"linear-jscc\0watch\0av1-ldpc\0h264-ldpc\0deepjscc\0small\0watch\0h265-ldpc\0default\0strong"
+)
+_HEADER = "<HHfIf8s"
+_HEADER_TEXT_MAX = 512
+
+
 def pack_header(fmt: Format) -> bytes:
-    """The session header as it is sent: fixed binary numbers, then names as length-prefixed UTF-8."""
-    names = [fmt.goal, fmt.system, fmt.preset, fmt.weights, fmt.condition]
-    body = struct.pack("<HHfIf", fmt.height, fmt.width, fmt.fps, fmt.seed & 0xFFFFFFFF, fmt.cbr)
-    for name in names:
-        raw = name.encode()[:255]
-        body += bytes([len(raw)]) + raw
-    return body
+    """The session header as it is sent: fixed binary numbers, then the names, deflated with a known dictionary."""
+    digest = bytes.fromhex(fmt.weights) if fmt.weights else b""
+    fixed = struct.pack(_HEADER, fmt.height, fmt.width, fmt.fps, fmt.seed & 0xFFFFFFFF, fmt.cbr, digest.ljust(8, b"\0"))
+    if not digest:
+        fixed = fixed[:-8]
+    names = "\0".join([fmt.goal, fmt.system, fmt.preset, fmt.condition]).encode()
+    if len(names) > _HEADER_TEXT_MAX:
+        raise ContractError(f"the names of a session take {len(names)} bytes, more than {_HEADER_TEXT_MAX}")
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -9, zdict=_HEADER_WORDS)
+    return bytes([int(bool(digest))]) + fixed + squeeze.compress(names) + squeeze.flush()
 
 
 def unpack_header(data: bytes) -> Format:
-    """The inverse of :func:`pack_header`; raises ValueError on anything else."""
+    """The inverse of :func:`pack_header`; raises ValueError on anything else, and never needs more memory than a header."""
     try:
-        height, width, fps, seed, cbr = struct.unpack_from("<HHfIf", data)
-        at, names = struct.calcsize("<HHfIf"), []
-        for _ in range(5):
-            length = data[at]
-            raw = data[at + 1 : at + 1 + length]
-            if len(raw) != length:
-                raise ValueError("a name is cut short")
-            names.append(raw.decode())
-            at += 1 + length
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        size = struct.calcsize(_HEADER) - (0 if data[0] == 1 else 8)
+        if data[0] > 1:
+            raise ValueError("unknown kind of header")
+        height, width, fps, seed, cbr, digest = struct.unpack(_HEADER, data[1 : 1 + size].ljust(struct.calcsize(_HEADER), b"\0"))
+        if len(data) < 1 + size:
+            raise ValueError("cut short")
+        expand = zlib.decompressobj(-9, zdict=_HEADER_WORDS)
+        text = expand.decompress(data[1 + size :], _HEADER_TEXT_MAX)
+        goal, system, preset, condition = text.decode().split("\0")
+    except (struct.error, IndexError, ValueError, zlib.error) as error:
         raise ValueError(f"not a session header: {error}") from error
-    if at != len(data) or not (math.isfinite(fps) and fps > 0 and math.isfinite(cbr)):
+    if not expand.eof or expand.unused_data or not (math.isfinite(fps) and fps > 0 and math.isfinite(cbr) and cbr > 0):
         raise ValueError("not a session header")
-    goal, system, preset, weights, condition = names
-    return Format(height, width, fps, goal, system, preset, weights, seed, cbr, condition)
+    return Format(height, width, fps, goal, system, preset, digest.hex() if data[0] else "", seed, cbr, condition)
 
 
 @dataclass
@@ -66,13 +78,13 @@ class LinkAir:
     generator: torch.Generator
 
     def fade(self, n: int) -> RxAnalog:
-        """Gain, its estimate and noise power of ``n`` uses without sending symbols: ``y`` holds the true gain."""
-        h, h_hat, noise_var = self.link._advance(n, 1, generator=self.generator)
+        """Gain estimate and noise power of ``n`` uses without sending symbols, all (n,); ``y`` holds the true gain."""
+        h, h_hat, noise_var = self.link._advance(n, 1, packets=True, generator=self.generator)
         return RxAnalog(h[0], h_hat[0], noise_var[0])
 
     def carry(self, x: Tensor) -> RxAnalog:
         """Send (1, n) unit-power symbols."""
-        h, h_hat, noise_var = self.link._advance(x.shape[1], 1, generator=self.generator)
+        h, h_hat, noise_var = self.link._advance(x.shape[1], 1, packets=True, generator=self.generator)
         y = self.link.channel.apply(x, h, self.link.noise_var[:1].reshape(1, 1), generator=self.generator)
         return RxAnalog(y, h_hat, noise_var)
 
@@ -118,10 +130,11 @@ class Link(nn.Module):
         self.channel = make_channel(channel) if isinstance(channel, str) else channel
         self.channel.configure(bandwidth_hz)
         self.modem: Modem = make_modem(phy, target_bler=target_bler, harq=harq, mcs=mcs)
-        self.header_modem: Modem = make_modem("table" if phy == "fast" else phy, target_bler=target_bler)
+        self.header_modem: Modem = make_modem(phy, target_bler=target_bler)
         self.bandwidth_hz, self.tx_power_w = bandwidth_hz, tx_power_w
         self.assumed_free = assumed_free
         self._mcs: dict[float, Mcs] = {}
+        self._typical: Tensor | None = None
         self.set(snr_db=snr_db, cbr=cbr, csi_snr_db=csi_snr_db)
         self.reset()
 
@@ -155,16 +168,17 @@ class Link(nn.Module):
     # -- before encode --------------------------------------------------------------------------------------------------
 
     def open(self, fmt: Format, ledger: Ledger, *, generator: torch.Generator) -> None:
-        """Start a session: reset, and send the header at the most robust coding until it arrives. In training it is skipped."""
+        """Start a session: reset, and send the header until it arrives, first with 3 dB in hand and then at the most robust
+        coding. In training it is skipped."""
         self.reset()
         self.channel.reset(generator)
         if self.training:
             return
         packet = Packet(pack_header(fmt))
         air = LinkAir(self, generator)
-        robust = self.header_modem.select(-100.0, None)
-        for _ in range(HEADER_ATTEMPTS):
-            arrived, uses = self.header_modem.transport([packet], air, robust, generator=generator)
+        for attempt in range(HEADER_ATTEMPTS):
+            mcs = self.header_modem.select(float(self.told_snr_db.mean()) - 3 if attempt == 0 else -100.0, self._gains())
+            arrived, uses = self.header_modem.transport([packet], air, mcs, generator=generator)
             self._book(ledger, Charge("session", "header", uses.data_uses + uses.control_uses, uses.info_bits, uses.coded_bits, 1,
                                       int(arrived[0] is None)))  # fmt: skip
             if arrived[0] is not None:
@@ -178,11 +192,16 @@ class Link(nn.Module):
         """Modulation and coding that the link picks at the SNR the transmitter believes in."""
         snr = float(self.told_snr_db.mean())
         if snr not in self._mcs:
-            gains = None
-            if self.channel.is_fading:
-                gains = self.channel.typical(TYPICAL_USES, TYPICAL_DRAWS, generator=torch.Generator().manual_seed(0))
-            self._mcs[snr] = self.modem.select(200.0 if self.channel.is_ideal else snr, gains)
+            self._mcs[snr] = self.modem.select(200.0 if self.channel.is_ideal else snr, self._gains())
         return self._mcs[snr]
+
+    def _gains(self) -> Tensor | None:
+        """Gains that are typical of the channel, which a transmitter knows; None where they are all one."""
+        if not self.channel.is_fading:
+            return None
+        if self._typical is None:
+            self._typical = self.channel.typical(TYPICAL_USES, TYPICAL_DRAWS, generator=torch.Generator().manual_seed(0))
+        return self._typical
 
     def grant(self, step: Step) -> tuple[Csi, Budget]:
         """CSI and budget for the next step; unspent uses of earlier steps are carried over."""
@@ -315,12 +334,19 @@ class Link(nn.Module):
         mask = arrived.reshape(batch, entries, *[1] * (proxy.dim() - 2))
         return RxProxy(proxy * mask, arrived)
 
-    def _advance(self, n: int, batch: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Gains, their estimates and effective noise power of the next ``n`` uses, all (batch, n); moves the clock."""
-        noise = self.noise_var.reshape(-1, 1)
+    def _advance(
+        self, n: int, batch: int, *, packets: bool = False, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gains, their estimates and effective noise power of the next ``n`` uses, all (batch, n); moves the clock.
+
+        ``packets``: the network drops packets whole, so the radio below them sees no erasures.
+        """
+        noise = self.noise_var.reshape(-1, 1)[:batch]
         if n == 0:
-            return torch.zeros(batch, 0, dtype=torch.complex64), torch.zeros(batch, 0, dtype=torch.complex64), noise.expand(batch, 0)
-        fading = self.channel.sample(n, self.clock, batch=batch, generator=generator)
+            empty = torch.zeros(batch, 0, dtype=torch.complex64)
+            return empty, empty, empty.real
+        sample = self.channel.air if packets else self.channel.sample
+        fading = sample(n, self.clock, batch=batch, generator=generator)
         h_hat, error_var = self.channel.estimate(fading, noise, generator=generator)
         self.clock += n + self.channel.pilot_uses(n)
         if self.channel.is_ideal:

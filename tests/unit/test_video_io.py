@@ -316,6 +316,8 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
     whole = encode(tmp_path / "whole.mp4", [pattern(i) for i in range(30)])
     data = whole.read_bytes()
     fast = encode(tmp_path / "fast.mkv", [pattern(i) for i in range(30)], codec="ffv1", options={})
+    raw = tmp_path / "raw.y4m"
+    write(raw, [pattern(i) for i in range(3)], 25)
     cases = {
         "cut.mp4": data[: len(data) // 2],  # the index at the end is gone
         "cut.mkv": fast.read_bytes()[: fast.stat().st_size // 2],
@@ -326,6 +328,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "noise.png": b"\x89PNG\r\n\x1a\n" + b"x" * 300,
         "text.jpg": b"not a picture",
         "header.y4m": b"YUV4MPEG2 W96 H72 F25:1 Ip A1:1 C420jpeg\n",
+        "cut.y4m": raw.read_bytes()[:-100],
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -344,6 +347,7 @@ def damaged(tmp_path: Path) -> dict[str, Path]:
         "noise.png",
         "text.jpg",
         "header.y4m",
+        "cut.y4m",
         "absent.mp4",
     ],
 )

@@ -36,6 +36,12 @@ def table() -> dict[str, Any]:
     return loaded
 
 
+@lru_cache(maxsize=1)
+def schemes() -> tuple[Mcs, ...]:
+    """The schemes that have been measured: what adaptation may choose from."""
+    return tuple(mcs for mcs in MCS.values() if mcs.name in table()["curves"])
+
+
 @lru_cache(maxsize=4096)
 def waterfall(mcs: Mcs, n: int) -> tuple[float, float]:
     """Middle in dB and slope per dB of the AWGN waterfall of ``mcs`` at ``n`` coded bits, interpolated over log n."""
@@ -108,7 +114,7 @@ def short_block_schemes(default: Mcs, target_bler: float) -> tuple[tuple[Mcs, in
     """
     limit = threshold_db(default, DESIGN_BITS, target_bler) + 1e-9
     chosen = []
-    for mcs in MCS.values():
+    for mcs in schemes():
         if mcs.efficiency > default.efficiency:
             continue
         lengths = [n for n in range(132, DESIGN_BITS + 1, 12) if threshold_db(mcs, n, target_bler) > limit]

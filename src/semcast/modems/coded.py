@@ -102,7 +102,7 @@ class CodedModem(Modem):
         power = np.ones((1, 1)) if gains is None else gains.abs().square().double().reshape(gains.shape[0], -1).numpy()
         snr = power * 10 ** (snr_db / 10)
         order = sorted(
-            MCS.values(), key=lambda mcs: (-mcs.efficiency, tables.threshold_db(mcs, tables.DESIGN_BITS, self.target_bler))
+            tables.schemes(), key=lambda mcs: (-mcs.efficiency, tables.threshold_db(mcs, tables.DESIGN_BITS, self.target_bler))
         )
         for mcs in order:
             span = max(1, min(snr.shape[1], tables.DESIGN_BITS // mcs.bits_per_symbol))

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from semcast.studies.rows import Row
-from semcast.studies.stats import Point, points
+from semcast.studies.stats import Point, main_cbr, points
 
 Kind = Literal["crossover", "cliff", "floor", "adapts", "graceful", "saturates", "concealed", "off-target"]
 
@@ -73,16 +73,14 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
 
 
 def _main_curves(rows: Sequence[Row]) -> list[_Curve]:
-    """One curve per series and channel, at the CBR where most of the rows are."""
+    """One curve per series and channel, at the CBR that the page shows first or the nearest one; none for ``freeze``."""
     grouped: dict[tuple[str, str, float | None], list[Point]] = defaultdict(list)
     for point in points(rows):
-        if point.quality is not None and point.snr_db is not None:
+        if point.quality is not None and point.snr_db is not None and point.rows[0].system != "freeze":
             grouped[point.series, point.channel, point.cbr_key].append(point)
     usable = {key: found for key, found in grouped.items() if len(found) > 1}
-    weight: Counter[float | None] = Counter()
-    for (_, _, cbr_key), found in usable.items():
-        weight[cbr_key] += len(found)
-    ranked = sorted(weight, key=lambda cbr: (-weight[cbr], -(cbr or 0)))
+    first = main_cbr(rows)
+    ranked = sorted({cbr_key for _, _, cbr_key in usable}, key=lambda cbr: abs(math.log((cbr or 1) / (first or 1))))
     channels = {channel for _, channel, _ in usable}
     curves: dict[tuple[str, str], _Curve] = {}
     for cbr_key in ranked:

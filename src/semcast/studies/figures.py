@@ -96,11 +96,11 @@ def _fit(picture: Picture, width: int) -> Picture:
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def data_uri(picture: Picture, max_width: int = MAX_WIDTH) -> str:
+def data_uri(picture: Picture, quality: int = JPEG_QUALITY, max_width: int = MAX_WIDTH) -> str:
     """(H, W, 3) uint8 RGB as a JPEG data URI at full chroma, at most ``max_width`` pixels wide."""
     import cv2
 
-    options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     ok, data = cv2.imencode(".jpg", np.ascontiguousarray(_fit(picture, max_width)[..., ::-1]), options)
     if not ok:
         raise ContractError("OpenCV could not encode a picture for the report")
@@ -113,7 +113,7 @@ def lowest_middle_highest(values: Sequence[float | None]) -> list[float | None]:
     return distinct if len(distinct) <= 3 else [distinct[0], distinct[len(distinct) // 2], distinct[-1]]
 
 
-def contact_sheet(media: Sequence[Media], width: int = 1600) -> Picture:
+def contact_sheet(media: Sequence[Media], width: int = 1280) -> Picture:
     """One picture of the same moment: a row per SNR (lowest, middle, highest), the original and every series side by side.
 
     Args:
@@ -148,7 +148,7 @@ def contact_sheet(media: Sequence[Media], width: int = 1600) -> Picture:
             if item is None:
                 cells.append((np.full_like(first.original, 238), name, "not measured"))
             else:
-                cells.append((item.received, name, " ".join([f"{item.psnr_rgb_db:.1f} dB", item.note]).strip()))
+                cells.append((item.received, name, "  ".join(filter(None, [item.note, f"{item.psnr_rgb_db:.1f} dB"]))))
         for i, (picture, title, value) in enumerate(cells):
             x = margin + i * (column + gap)
             sheet[y : y + tall, x : x + column] = _resize(picture, column, tall)

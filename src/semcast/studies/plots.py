@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semcast.studies.rows import Row
-from semcast.studies.stats import BdDelta, Point, bd_psnr, bd_rate, points, series_names
+from semcast.studies.stats import BdDelta, Point, bd_psnr, bd_rate, main_cbr, points, series_names
 
 # Okabe and Ito's colours, then Tol's: told apart under the common colour deficiencies, and legible on white and on near-black.
 COLOURS = {
@@ -145,8 +145,8 @@ def _where(channels: set[str], channel: str, rest: str) -> str:
 
 def _curves(
     rows: Sequence[Row], metric: str, x_of: Callable[[Point], float | None], view_of: Callable[[Point], float | None], fmt: str
-) -> list[tuple[str, list[dict[str, Any]], int]]:
-    """(view label, traces, number of points) for every channel and value of ``view_of``; views without a curve are left out."""
+) -> list[tuple[str, list[dict[str, Any]], bool]]:
+    """(view label, traces, whether to show it first) per channel and value of ``view_of``; views without a curve are left out."""
     look = styles(series_names(rows).values())
     grouped: dict[tuple[str, float | None], dict[str, list[tuple[float, Point]]]] = defaultdict(lambda: defaultdict(list))
     for point in points(rows, metric):
@@ -154,6 +154,7 @@ def _curves(
         if point.quality is not None and x is not None:
             grouped[point.channel, view_of(point)][point.series].append((x, point))
     channels = {channel for channel, _ in grouped}
+    first = main_cbr(rows)
     unit = "dB" if metric.endswith("_db") else ""
     out = []
     for (channel, value), by_series in sorted(grouped.items(), key=lambda item: (item[0][0], _low(item[0][1]))):
@@ -165,7 +166,7 @@ def _curves(
             found.sort(key=lambda pair: pair[0])
             traces += _line(name, look[name], [x for x, _ in found], [point for _, point in found], unit)
         label = fmt.format(value) if value is not None else "all"
-        out.append((_where(channels, channel, label), traces, sum(map(len, by_series.values()))))
+        out.append((_where(channels, channel, label), traces, value == first))
     return out
 
 
@@ -174,15 +175,10 @@ def _low(value: float | None) -> float:
 
 
 def _chart(
-    key: str, metric: str, title: str, caption: str, x: str, views: list[tuple[str, list[dict[str, Any]], int]]
+    key: str, metric: str, title: str, caption: str, x: str, views: list[tuple[str, list[dict[str, Any]], bool]]
 ) -> Chart:
-    start = max(range(len(views)), key=lambda i: views[i][2]) if views else 0
-    if key.endswith("cbr") and views:  # the middle SNR tells more than the extremes
-        most = views[start][2]
-        full = [i for i, view in enumerate(views) if view[2] == most]
-        start = full[len(full) // 2]
-    axis: dict[str, Any] = {"rangemode": "normal"}
-    figures = [(label, _figure(traces, x, LABELS[metric], xaxis=axis)) for label, traces, _ in views]
+    start = next((i for i, view in enumerate(views) if view[2]), len(views) // 2)
+    figures = [(label, _figure(traces, x, LABELS[metric])) for label, traces, _ in views]
     return Chart(key, title, caption, figures, start)
 
 
@@ -218,6 +214,13 @@ def _views(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return out
 
 
+def _start(rows: Sequence[Row], views: Sequence[tuple[str, dict[str, Any]]]) -> int:
+    """The middle one of the views at the page's first CBR."""
+    cbr = main_cbr(rows)
+    fitting = [i for i, (label, _) in enumerate(views) if "CBR" not in label or label.endswith(f"CBR {cbr:g}")]
+    return fitting[len(fitting) // 2] if fitting else 0
+
+
 def stream_chart(rows: Sequence[Row]) -> Chart | None:
     """Where the channel uses went: stacked bars of mean uses per frame and stream, a view per operating point."""
     names = series_names(rows)
@@ -239,11 +242,11 @@ def stream_chart(rows: Sequence[Row]) -> Chart | None:
         figure = _figure(
             data, "channel uses per frame", "", yaxis={"autorange": "reversed", "automargin": True, "type": "category"}
         )
-        figure["layout"] |= {"barmode": "stack", "bargap": 0.45}
-        figure["height"] = 150 + 46 * len(series)
+        figure["layout"] |= {"barmode": "stack", "bargap": 0.5, "legend": {"traceorder": "normal"}}
+        figure["height"] = max(360, 110 + 46 * len(series))
         views.append((label, figure))
     caption = "Everything the receiver learns is charged: headers, side information, pilots, retransmissions."
-    return Chart("streams", "Where the channel uses went", caption, views, len(views) // 2) if views else None
+    return Chart("streams", "Where the channel uses went", caption, views, _start(rows, views)) if views else None
 
 
 def frame_chart(rows: Sequence[Row], metric: str = "psnr_rgb_db") -> Chart | None:
@@ -271,7 +274,7 @@ def frame_chart(rows: Sequence[Row], metric: str = "psnr_rgb_db") -> Chart | Non
             data.append(trace | hover | line | {"y": [_r(value) for value in values[::stride]]})
         views.append((label, _figure(data, "frame", LABELS[metric])))
     caption = f"Clip {clip}, one noise seed. A dip is a lost packet or a hard scene; a sawtooth is the intra period."
-    return Chart("frames", "Quality of every frame", caption, views, len(views) // 2)
+    return Chart("frames", "Quality of every frame", caption, views, _start(rows, views))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semcast.errors import InputError
 from semcast.studies.explain import explain, findings
@@ -25,9 +25,12 @@ from semcast.studies.figures import (
     lowest_middle_highest,
     scale_colours,
 )
-from semcast.studies.plots import bd_table, frame_chart, quality_charts, stream_chart, styles
+from semcast.studies.plots import BdRow, bd_table, frame_chart, quality_charts, stream_chart, styles
 from semcast.studies.rows import Row, write_json
-from semcast.studies.stats import series_names
+from semcast.studies.stats import main_cbr, series_names
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = ["Media", "explain", "headline", "write_report"]
 
@@ -111,13 +114,15 @@ def render(rows: Sequence[Row], media: Sequence[Media], meta: Mapping[str, Any])
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    deltas = bd_table(rows)
     listed = {key: value for key, value in meta.items() if key not in ("command", "versions")}
     return environment.get_template("report.html.j2").render(
         headline=headline(rows),
+        title=_unbroken(headline(rows), series),
         lead=lead,
         facts=_facts(rows),
         series=[{"name": name, "colour": look[name].colour, "kind": _kind(rows, names, name)} for name in series],
-        scenes=_scenes(media, series, {name: style.colour for name, style in look.items()}),
+        scenes=_scenes(rows, media, series, {name: style.colour for name, style in look.items()}),
         colours=scale_colours(),
         gain=common_gain(media),
         charts=charts,
@@ -127,7 +132,8 @@ def render(rows: Sequence[Row], media: Sequence[Media], meta: Mapping[str, Any])
         findings=[finding for finding in found if finding.text != lead],
         look={name: style.colour for name, style in look.items()},
         table=_table(rows, names),
-        bd=bd_table(rows),
+        bd=[line for line in deltas if line.rate.value is not None or line.psnr.value is not None],
+        no_bd=_without_delta(deltas),
         footnotes=_footnotes(rows, names),
         conventions=_conventions(rows, names),
         measures=_measures(rows),
@@ -168,6 +174,14 @@ def headline(rows: Sequence[Row]) -> str:
     return f"{text} at {snrs} SNR." if snrs else f"{text}."
 
 
+def _unbroken(text: str, names: Sequence[str]) -> Markup:
+    """The text as HTML in which no name is broken at its hyphens."""
+    from markupsafe import Markup, escape
+
+    pattern = "|".join(re.escape(str(escape(name))) for name in sorted(names, key=len, reverse=True))
+    return Markup(re.sub(pattern, lambda found: f'<span class="whole">{found[0]}</span>', str(escape(text))))
+
+
 def _facts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Small labelled facts under the headline; what is not known is left out."""
     sizes = list(dict.fromkeys(f"{row.width}×{row.height}" for row in rows))
@@ -200,13 +214,16 @@ def _snr(value: float | None) -> str:
     return "no noise" if value is None else f"{value:g} dB"
 
 
-def _scenes(media: Sequence[Media], series: Sequence[str], colours: Mapping[str, str]) -> list[dict[str, Any]]:
+def _scenes(
+    rows: Sequence[Row], media: Sequence[Media], series: Sequence[str], colours: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """One scene per clip, channel, CBR and frame; in it a row per SNR (lowest, middle, highest) and a cell per series."""
     gain = common_gain(media)
     grouped: dict[tuple[str, str, float | None, int], list[Media]] = defaultdict(list)
     for item in media:
         grouped[item.clip, item.channel, item.cbr, item.frame].append(item)
-    scenes = []
+    first = min(grouped, key=lambda key: abs(math.log((key[2] or 1) / (main_cbr(rows) or 1))), default=None)
+    scenes: list[dict[str, Any]] = []
     for (clip, channel, cbr, frame), members in grouped.items():
         at = {(item.series, item.snr_db): item for item in members}
         shown = [name for name in series if any(item.series == name for item in members)]
@@ -220,7 +237,7 @@ def _scenes(media: Sequence[Media], series: Sequence[str], colours: Mapping[str,
                     "series": item.series,
                     "colour": colours[item.series],
                     "picture": data_uri(item.received),
-                    "error": data_uri(error_map(item, gain)),
+                    "error": data_uri(error_map(item, gain), quality=80),
                     "psnr": f"{item.psnr_rgb_db:.1f}",
                     "best": len(present) > 1 and item.psnr_rgb_db >= best - 0.05,
                     "note": item.note,
@@ -233,9 +250,9 @@ def _scenes(media: Sequence[Media], series: Sequence[str], colours: Mapping[str,
             lines.append({"snr": _snr(snr_db), "cells": cells})
         extra = [f"CBR {cbr:g}" if cbr is not None else "", channel, clip, f"frame {frame}"]
         original = data_uri(members[0].original)
-        scenes.append(
-            {"label": ", ".join(part for part in extra if part), "original": original, "shown": shown, "lines": lines}
-        )
+        label = ", ".join(part for part in extra if part)
+        start = (clip, channel, cbr, frame) == first
+        scenes.append({"label": label, "original": original, "shown": shown, "lines": lines, "first": start})
     return scenes
 
 
@@ -300,6 +317,15 @@ def _footnotes(rows: Sequence[Row], names: Mapping[int, str]) -> list[tuple[str,
         different = len(set(notes))
         out.append((name, notes[0] + (f" (and alike in {different - 1} more)" if different > 1 else "")))
     return out
+
+
+def _without_delta(deltas: Sequence[BdRow]) -> list[str]:
+    """One sentence per reason for the pairs that have no delta at all."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for line in deltas:
+        if line.rate.value is None and line.psnr.value is None:
+            reasons[line.rate.reason].append(f"{line.series} at {line.where}")
+    return [f"No delta for {_listed(pairs)}: {reason}." for reason, pairs in reasons.items()]
 
 
 def _conventions(rows: Sequence[Row], names: Mapping[int, str]) -> dict[str, Any]:

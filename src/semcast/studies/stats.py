@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -125,22 +125,36 @@ class Point(NamedTuple):
 
 
 def series_names(rows: Sequence[Row]) -> dict[int, str]:
-    """Legend name of every row (by ``id``): system and preset, and whatever else tells apart rows that share them."""
-    tails = {
-        "condition": lambda row: row.condition,
-        "phy": lambda row: row.phy,
-        "told": lambda row: None if row.csi_snr_db in (None, row.snr_db) else f"told {row.csi_snr_db:g} dB",
-        "free": lambda row: "side information free" if row.assumed_free_uses else None,
-    }
-    seen: dict[tuple[str, str], set[Hashable]] = defaultdict(set)
+    """Legend name of every row (by ``id``): system and preset, and whatever else tells apart rows that share them.
+
+    A series whose transmitter was told another SNR than the channel's is always marked.
+    """
+    by_name: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        for key, tail in tails.items():
-            seen[row.name, key].add(tail(row))
+        by_name[row.name].append(row)
     names = {}
-    for row in rows:
-        extra = [str(tail(row)) for key, tail in tails.items() if len(seen[row.name, key]) > 1 and tail(row)]
-        names[id(row)] = f"{row.name} ({', '.join(extra)})" if extra else row.name
+    for name, mine in by_name.items():
+        told = {row.csi_snr_db for row in mine if row.csi_snr_db != row.snr_db}
+        sweeps = any(row.csi_snr_db == row.snr_db and row.csi_snr_db not in told for row in mine)
+        tails = {id(row): [row.condition, row.phy, "side information free" if row.assumed_free_uses else None] for row in mine}
+        varies = [len({tail[i] for tail in tails.values()}) > 1 for i in range(3)]
+        for row in mine:
+            extra = [str(tail) for tail, differs in zip(tails[id(row)], varies, strict=True) if differs and tail]
+            # In mismatch curves the point at which the told SNR happens to be right belongs to its curve too.
+            if row.csi_snr_db is not None and row.csi_snr_db in told and (row.csi_snr_db != row.snr_db or not sweeps):
+                extra.append(f"told {row.csi_snr_db:g} dB")
+            names[id(row)] = f"{name} ({', '.join(extra)})" if extra else name
     return names
+
+
+def main_cbr(rows: Sequence[Row]) -> float | None:
+    """The CBR that a page shows first: the one with most rows, the middle one of several."""
+    count = Counter(row.cbr_key for row in rows if row.cbr_key is not None)
+    if not count:
+        return None
+    most = max(count.values())
+    equal = sorted(cbr for cbr, n in count.items() if n == most)
+    return equal[len(equal) // 2]
 
 
 def points(rows: Sequence[Row], metric: str = "psnr_rgb_db") -> list[Point]:

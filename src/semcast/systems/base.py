@@ -80,6 +80,6 @@ class System(nn.Module, ABC):
         """Training losses over a run, ``"loss"`` being the one to minimise; systems without parameters have none."""
         raise TypeError(f"{self.name or type(self).__name__} has nothing to train")
 
-    def paper_macs_per_pixel(self) -> float | None:
-        """Multiply-accumulates per pixel of encoder and decoder together, or None where it does not apply."""
-        return None
+    def lr_scale(self, parameter: str) -> float:
+        """Factor on the learning rate of a parameter, by name; closed-form starts are best moved slowly."""
+        return 1.0

@@ -7,10 +7,10 @@ transmission using deep source channel coding with attention modules", IEEE Tran
 
     frame ─▶ f_enc ─▶ z in R^2k ─▶ k complex symbols ─▶ power ─▶ channel ─▶ z_hat ─▶ f_dec ─▶ frame_hat
 
-    small:  unshuffle(8) ─▶ KLT ─┬────────────────── x gain ─(+)─▶ first c of L coefficients a block, plus pilots
+    small:  16x16 blocks ─▶ KLT ─┬────────────────── x gain ─(+)─▶ first c of L coefficients a block, plus pilots
                                  └▶ [conv, AF(SNR, rate)] ────┘
-            z_hat ─▶ shrink (LMMSE) ─┬───────────── KLT^T ─(+)─▶ shuffle(8) ─▶ frame_hat
-                                     └▶ [conv, AF(SNR, rate)] ┘
+            z_hat ─▶ shrink (LMMSE) ─┬─▶ KLT^T ─────────┬──────────────────────(+)─▶ frame_hat
+                                     └▶ [conv, AF] ─────┴▶ 8x8: [conv, AF] ────┘
 """
 
 from __future__ import annotations
@@ -46,18 +46,21 @@ class SmallConfig:
     """The shipped network.
 
     Attributes:
-        block: pixels per side of a block. latents: real coefficients per block at most (L). width: channels of the
-            convolutions. encoder_blocks, decoder_blocks: residual blocks of two 3x3 convolutions. pilots: uses per frame that tell
-            the receiver the amplitude that power normalisation removed. min_latents: coefficients per block at least.
+        block: pixels per side of a block. latents: real coefficients per block at most (L). width, fine_width: channels of the
+            convolutions on the grid of blocks, and on the grid of half blocks at the end of the decoder. encoder_blocks,
+            decoder_blocks, fine_blocks: residual blocks of two 3x3 convolutions. pilots: uses per frame that tell the receiver the
+            amplitude that power normalisation removed. min_latents: coefficients per block at least.
     """
 
-    block: int = 8
-    latents: int = 64
-    width: int = 176
+    block: int = 16
+    latents: int = 256
+    width: int = 192
+    fine_width: int = 96
     encoder_blocks: int = 2
-    decoder_blocks: int = 3
+    decoder_blocks: int = 2
+    fine_blocks: int = 2
     pilots: int = 32
-    min_latents: float = 1.0
+    min_latents: float = 2.0
 
 
 # -- preset "paper" ----------------------------------------------------------------------------------------------------------
@@ -116,22 +119,27 @@ class ResidualBlock(nn.Module):
 
 
 class Trunk(nn.Module):
-    """conv - residual blocks - conv: (B, in, h, w) -> (B, out, h, w), zero at the start of training."""
+    """conv - residual blocks: (B, in, h, w) -> (B, width, h, w)."""
 
-    def __init__(self, inputs: int, outputs: int, width: int, blocks: int) -> None:
+    def __init__(self, inputs: int, width: int, blocks: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(inputs + 2, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
-        self.head = nn.Conv2d(width, outputs, 1)
-        nn.init.zeros_(self.head.weight)
-        assert self.head.bias is not None
-        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
-        y = F.gelu(self.stem(torch.cat([x, conditions.maps.to(x.dtype)], 1)), approximate="tanh")
+        y = self.stem(torch.cat([x, conditions.maps.to(x.dtype)], 1))
         for block in self.blocks:
             y = block(y, conditions.vector)
-        return self.head(F.gelu(y, approximate="tanh"))
+        return F.gelu(y, approximate="tanh")
+
+
+def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution that starts at zero: what the network adds to the closed-form code is learned from nothing."""
+    conv = nn.Conv2d(inputs, outputs, 1)
+    nn.init.zeros_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv
 
 
 class SmallEncoder(nn.Module):
@@ -139,40 +147,51 @@ class SmallEncoder(nn.Module):
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
-        dims = 3 * config.block**2
+        dims, L = 3 * config.block**2, config.latents
         self.register_buffer("mean", torch.zeros(dims))
-        self.register_buffer("basis", torch.eye(dims))  # rows: eigenvectors, largest eigenvalue first
-        self.register_buffer("eigenvalues", torch.ones(dims))
-        self.analysis = nn.Conv2d(dims, config.latents, 1, bias=False)
-        self.trunk = Trunk(dims, 2 * config.latents, config.width, config.encoder_blocks)
-        self.latents = config.latents
+        self.register_buffer("whiten", torch.ones(L))  # standard deviation of every coefficient
+        self.analysis = nn.Conv2d(dims, L, 1, bias=False)
+        self.trunk = Trunk(L, config.width, config.encoder_blocks)
+        self.head = zero_conv(config.width, 2 * L)
 
     def forward(self, blocks: Tensor, conditions: Conditions) -> Tensor:
         """(B, 3 b^2, h, w) -> (B, L, h, w)."""
-        centred = blocks - self.mean[:, None, None]
-        klt = F.conv2d(centred, self.basis[:, :, None, None])
-        whitened = klt / (self.eigenvalues + 1e-4).sqrt()[:, None, None]
-        scale, shift = self.trunk(whitened, conditions).chunk(2, 1)
-        return self.analysis(centred).float() * torch.exp(scale.float().clamp(-2, 2)) + shift.float()
+        y = self.analysis(blocks - self.mean[:, None, None])
+        features = self.trunk(y / self.whiten[:, None, None].to(y.dtype), conditions)
+        scale, shift = self.head(features).float().chunk(2, 1)
+        return y.float() * torch.exp(scale.clamp(-2, 2)) + shift
 
 
 class SmallDecoder(nn.Module):
-    """Coefficients -> blocks: LMMSE shrinkage per coefficient, the inverse KLT, and what a network adds to it."""
+    """Coefficients -> blocks: LMMSE shrinkage per coefficient, the inverse KLT, and what a network adds to it.
+
+    The network works on the grid of blocks first, then on half blocks, where it sees the linear picture.
+    """
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
-        dims = 3 * config.block**2
+        dims, L, fine = 3 * config.block**2, config.latents, config.fine_width
         self.register_buffer("mean", torch.zeros(dims))
-        self.log_variance = nn.Parameter(torch.zeros(config.latents))
-        self.synthesis = nn.Conv2d(config.latents, dims, 1, bias=False)
-        self.trunk = Trunk(config.latents, dims, config.width, config.decoder_blocks)
+        self.log_variance = nn.Parameter(torch.zeros(L))
+        self.synthesis = nn.Conv2d(L, dims, 1, bias=False)
+        self.trunk = Trunk(L, config.width, config.decoder_blocks)
+        self.expand = nn.Conv2d(config.width, 4 * fine, 1)
+        self.look = nn.Conv2d(dims // 4, fine, 1)
+        self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
+        self.head = zero_conv(fine, dims // 4)
+        self.half = config.block // 2
 
     def forward(self, z: Tensor, noise_var: Tensor, conditions: Conditions) -> Tensor:
-        """z and its noise power (B, L, h, w), infinite where nothing was sent -> (B, 3 b^2, h, w)."""
+        """z and its noise power (B, L, h, w), infinite where nothing was sent -> picture (B, 3, b h, b w)."""
         variance = self.log_variance.exp()[:, None, None]
         shrunk = z * (variance / (variance + noise_var))
-        residual = self.trunk(shrunk / variance.sqrt(), conditions)
-        return self.synthesis(shrunk) + residual + self.mean[:, None, None]
+        linear = self.synthesis(shrunk) + self.mean[:, None, None].to(shrunk.dtype)
+        halves = F.pixel_unshuffle(F.pixel_shuffle(linear, 2 * self.half), self.half)
+        features = F.pixel_shuffle(self.expand(self.trunk(shrunk / variance.sqrt(), conditions)), 2) + self.look(halves - 0.5)
+        for block in self.fine:
+            features = block(features, conditions.vector)
+        residual = self.head(F.gelu(features, approximate="tanh"))
+        return F.pixel_shuffle((halves.float() + residual.float()), self.half)
 
 
 class Layout(NamedTuple):
@@ -292,8 +311,7 @@ class DeepJscc(System):
         z, nv = (t.movedim(-1, 2).flatten(1, 2) for t in (z, nv))
         snr_db = -10 * noise_var[:, p:].log10().mean(1)
         conditions = self._conditions(snr_db, layout, z)
-        blocks = self.decoder(z.contiguous(memory_format=torch.channels_last), nv, conditions)
-        return F.pixel_shuffle(blocks, self.config.block)
+        return self.decoder(z.contiguous(memory_format=torch.channels_last), nv, conditions)
 
     def _conditions(self, snr_db: Tensor, layout: Layout, like: Tensor) -> Conditions:
         snr = (snr_db.clamp(-10, 40) / 20).to(like.device)
@@ -322,11 +340,13 @@ class DeepJscc(System):
         with torch.no_grad():
             encoder.mean.copy_(mean)
             decoder.mean.copy_(mean)
-            encoder.basis.copy_(vectors)
-            encoder.eigenvalues.copy_(values)
+            encoder.whiten.copy_(gain * values[:L].sqrt())
             encoder.analysis.weight.copy_((gain[:, None] * vectors[:L])[:, :, None, None])
             decoder.synthesis.weight.copy_((vectors[:L] / gain[:, None]).T[:, :, None, None])
             decoder.log_variance.copy_((gain.square() * values[:L]).log())
+
+    def lr_scale(self, parameter: str) -> float:
+        return 0.1 if "analysis" in parameter or "synthesis" in parameter else 1.0
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over the batch of log MSE, i.e. PSNR: the error spans 20 dB over SNRs and rates, and each should count."""
@@ -360,7 +380,7 @@ SPEC = SystemSpec(
 )
 
 # Departures from the papers
-# - small: convolutions work on 8x8 blocks (pixel unshuffle) instead of at full, half and quarter resolution; residual blocks with
+# - small: convolutions work on the grids of 16x16 and 8x8 blocks instead of at full, half and quarter resolution; residual blocks with
 #   GELU instead of PReLU/GDN stacks; one network serves all rates by sending the first c coefficients.
 # - small: both halves start as a closed-form linear code (KLT, LMMSE) and learn what to add.
 # - small: log MSE instead of MSE as the loss, because one network serves all SNRs and rates.

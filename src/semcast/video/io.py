@@ -21,6 +21,7 @@ from semcast.video.writer import VideoWriter, write
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -108,6 +109,7 @@ def _decode(path: Path, raw: dict[str, str] | None) -> Iterator[VideoFrame]:
     count, size = 0, (0, 0)
     with _opened(path, raw) as (container, stream):
         cut = any(entry.pos + entry.size > path.stat().st_size for entry in itertools.islice(_tail_of_index(stream), 1))
+        cut = cut or (container.format.name == "yuv4mpegpipe" and _y4m_is_cut(path, stream))
         tagged = _tagged_duration(stream)
         end = 0.0
         try:
@@ -138,6 +140,16 @@ def _tail_of_index(stream: VideoStream) -> Iterator[Any]:
     entries = stream.index_entries
     if len(entries):
         yield entries[len(entries) - 1]
+
+
+def _y4m_is_cut(path: Path, stream: VideoStream) -> bool:
+    """Whether a y4m file with plain frame headers stops inside a frame, which FFmpeg drops without a word."""
+    with path.open("rb") as file:
+        header, mark = len(file.readline(4096)), file.readline(4096)
+    if mark != b"FRAME\n" or stream.codec_context.format is None:
+        return False
+    samples = (c.width * c.height * (2 if c.bits > 8 else 1) for c in stream.codec_context.format.components)
+    return (path.stat().st_size - header) % (len(mark) + sum(samples)) != 0
 
 
 def _tagged_duration(stream: VideoStream) -> float:
@@ -173,7 +185,7 @@ def _probe(path: Path, raw: dict[str, str] | None) -> VideoInfo:
         n_frames = stream.frames or None
         seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
         if n_frames is None and path.stat().st_size < _COUNT_BELOW:
-            packets = [p for p in container.demux(stream) if p.size]
+            packets = _packets(container, stream)
             n_frames = len(packets)
             times = sorted((p.pts, p.duration or 0) for p in packets if p.pts is not None)
             if stream.time_base and len(times) == n_frames and times and times[-1][1]:
@@ -182,6 +194,20 @@ def _probe(path: Path, raw: dict[str, str] | None) -> VideoInfo:
     # container clocks are coarse (1 ms in Matroska): believe the nominal rate unless the frames really vary
     fps = rate if abs(measured - rate) < 0.02 * rate else measured
     return VideoInfo(str(path), width, height, fps, n_frames, codec, first.format.name, rotation)
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> list[Packet]:
+    """The packets of a stream as far as they can be read; decoding will say what is wrong with the rest."""
+    import av
+
+    found = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                found.append(packet)
+    except (av.FFmpegError, OSError):
+        pass
+    return found
 
 
 def resize(frame: Tensor, size: tuple[int, int]) -> Tensor:

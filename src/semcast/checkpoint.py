@@ -1,0 +1,128 @@
+"""A checkpoint is a folder: config.json + model.safetensors (fp16) + card.json.
+
+The card says what the weights were trained on, under which licence, with which seed and schedule, and which numbers they must
+reproduce. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from semcast.errors import UnknownNameError, WeightsError
+from semcast.systems import SYSTEMS
+from semcast.systems.base import System
+
+FILES = ("config.json", "model.safetensors", "card.json")
+
+
+def weights_id(folder: Path) -> str:
+    """First 16 hex digits of the SHA-256 of the weights: what the session header carries."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def shipped(system: str, preset: str) -> Path | None:
+    """The folder of the checkpoint that comes with the package, or None."""
+    folder = Path(str(resources.files("semcast"))) / "weights" / f"{system}-{preset}"
+    return folder if (folder / "model.safetensors").is_file() else None
+
+
+def _config(system: System) -> dict[str, Any]:
+    config = getattr(system, "config", None)
+    values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
+    return {"system": system.name, "preset": system.preset, "config": values}
+
+
+def save(system: System, folder: str | Path, card: dict[str, Any], *, state: dict[str, torch.Tensor] | None = None) -> Path:
+    """Write a checkpoint; floating-point tensors are stored as fp16.
+
+    Args:
+        system: whose weights. folder: made where absent. card: what card.json shall say. state: weights to store instead of the
+            system's own, e.g. their moving average.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
+        for name, t in (state or system.state_dict()).items()
+    }
+    save_file(tensors, target / "model.safetensors")
+    (target / "config.json").write_text(json.dumps(_config(system), indent=2) + "\n")
+    (target / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    return target
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """card.json of a checkpoint, or {}."""
+    path = folder / "card.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def load(system: System, folder: str | Path) -> str:
+    """Load a checkpoint into ``system`` and return its :func:`weights_id`.
+
+    Raises:
+        WeightsError: the folder is no checkpoint, is damaged, or belongs to another system, preset or configuration.
+    """
+    source = Path(folder)
+    missing = [name for name in FILES[:2] if not (source / name).is_file()]
+    if missing:
+        raise WeightsError(f"{source} is no checkpoint: {', '.join(missing)} not found in it")
+    want = f"{system.name}:{system.preset}"
+    try:
+        config = json.loads((source / "config.json").read_text())
+        tensors = load_file(source / "model.safetensors")
+    except (ValueError, SafetensorError) as error:
+        raise WeightsError(f"the checkpoint {source} is damaged: {error}") from error
+    have = f"{config.get('system')}:{config.get('preset')}"
+    if have != want:
+        raise WeightsError(f"the weights in {source} belong to {have}, not to {want}; pass the matching --weights or --system")
+    if config.get("config") != json.loads(json.dumps(_config(system)["config"])):
+        raise WeightsError(f"the weights in {source} were trained with another configuration of {want}: retrain or update them")
+    own = system.state_dict()
+    wrong = sorted(set(own) ^ set(tensors)) + [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
+    if wrong:
+        raise WeightsError(f"the weights in {source} do not fit {want}: {len(wrong)} tensors differ, first {wrong[0]!r}")
+    system.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    return weights_id(source)
+
+
+def make_system(name: str, *, condition: str = "strong", weights: str | Path | None = None) -> tuple[System, str]:
+    """Build ``"system"`` or ``"system:preset"`` ready to use: in evaluation mode, with its weights.
+
+    Args:
+        name: as on the command line. condition: test condition of digital systems. weights: folder of a checkpoint; None takes
+            the one that comes with the package.
+
+    Returns:
+        The system and its :func:`weights_id`, "" where it has no weights.
+
+    Raises:
+        UnknownNameError: no such system or preset. WeightsError: weights are needed and absent, or do not fit.
+    """
+    base, _, preset = name.partition(":")
+    spec = SYSTEMS.get(base)
+    preset = preset or spec.presets[0]
+    if preset not in spec.presets:
+        raise UnknownNameError(f"preset of {base}", preset, spec.presets)
+    system = spec.make(preset, condition)
+    system.name, system.preset = base, preset
+    if not spec.trained:
+        if weights is not None:
+            raise WeightsError(f"{base} has no weights to load; leave out --weights")
+        return system.eval(), ""
+    folder = shipped(base, preset) if weights is None else Path(weights)
+    if folder is None:
+        raise WeightsError(
+            f"no weights for {base}:{preset} come with Semcast; train them with `semcast train {base} --preset {preset}` and pass "
+            "--weights DIR"
+        )
+    return system.eval(), load(system, folder)

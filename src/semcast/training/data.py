@@ -1,0 +1,133 @@
+"""The data pipeline: pictures and clips from folders, decoded once, cropped and augmented at random.
+
+A data folder holds any of ``video/`` (clips that FFmpeg reads) and ``images/`` (pictures); a folder of clips or pictures itself
+will do as well. Frames stay in memory as uint8.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semcast.errors import InputError
+
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".avi", ".mov", ".webm", ".y4m", ".m4v", ".ts"}
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Decoded material: clips of (T, H, W, 3) uint8, pictures being clips of one frame, and the folders it came from."""
+
+    clips: list[np.ndarray]
+    sources: tuple[str, ...]
+
+    @property
+    def megabytes(self) -> float:
+        """Memory held by the frames."""
+        return sum(clip.nbytes for clip in self.clips) / 1e6
+
+
+def load_corpus(
+    folder: str | Path,
+    *,
+    parts: tuple[str, ...] = ("video", "images"),
+    every: int = 1,
+    min_side: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> Corpus:
+    """Decode everything below ``folder``.
+
+    Args:
+        folder: data folder as described above. parts: sub-folders to take. every: keep every n-th frame of a clip.
+        min_side: leave out what is smaller. progress: called with (done, all).
+
+    Raises:
+        InputError: no such folder, or nothing in it that can be trained on.
+    """
+    import av
+
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"no such data folder: {root}")
+    roots = [root / part for part in parts if (root / part).is_dir()] or [root]
+    files = [
+        path for r in roots for path in sorted(r.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES
+    ]  # fmt: skip
+    clips: list[np.ndarray] = []
+    for index, path in enumerate(files):
+        try:
+            with av.open(str(path)) as container:
+                frames = [
+                    frame.to_ndarray(format="rgb24", interpolation="LANCZOS")
+                    for n, frame in enumerate(container.decode(video=0))
+                    if n % every == 0
+                ]
+        except (av.error.FFmpegError, IndexError):
+            continue
+        if frames and min(frames[0].shape[:2]) >= min_side:
+            clips.append(np.stack(frames))
+        if progress:
+            progress(index + 1, len(files))
+    if not clips:
+        raise InputError(f"found no clip or picture of at least {min_side} lines under {root}; expected video/ or images/ in it")
+    return Corpus(clips, tuple(str(r.relative_to(root)) or "." for r in roots))
+
+
+@dataclass
+class CropSampler:
+    """Random crops of consecutive frames.
+
+    Args:
+        corpus: what to draw from; every clip is equally likely. size: side of the crops. frames: consecutive frames of a crop;
+            a picture shorter than that is set in motion by the scene renderer. batch: examples. seed: of everything drawn here.
+        min_scale: pictures are shrunk by a factor drawn log-uniformly from [min_scale, 1], area-averaged.
+    """
+
+    corpus: Corpus
+    size: int = 128
+    frames: int = 1
+    batch: int = 16
+    seed: int = 0
+    min_scale: float = 0.5
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield (B, t, 3, size, size) float32 in [0, 1], forever."""
+        rng = random.Random(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            yield torch.stack([self._draw(rng, generator) for _ in range(self.batch)])
+
+    def _draw(self, rng: random.Random, generator: torch.Generator) -> Tensor:
+        clip = rng.choice(self.corpus.clips)
+        t, height, width, _ = clip.shape
+        scale = max(self.min_scale ** rng.random(), (self.size + 1) / min(height, width))
+        side = min(round(self.size / scale), height, width)
+        top, left = rng.randint(0, height - side), rng.randint(0, width - side)
+        window = (slice(top, top + side), slice(left, left + side))
+        if t >= self.frames:
+            first = rng.randint(0, t - self.frames)
+            piece = clip[first : first + self.frames, window[0], window[1]]
+            crop = torch.from_numpy(np.ascontiguousarray(piece)).movedim(-1, 1).float() / 255
+            if side != self.size:
+                crop = F.interpolate(crop, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        else:
+            from semcast.video.scenes import render_from_photo
+
+            photo = torch.from_numpy(np.ascontiguousarray(clip[rng.randrange(t)])).movedim(-1, 0).float() / 255
+            crop, _ = render_from_photo(photo, (self.size, self.size), self.frames, rng.choice(MOTIONS), generator)
+        if rng.random() < 0.5:
+            crop = crop.flip(-1)
+        if self.frames == 1 and rng.random() < 0.5:
+            crop = crop.transpose(-1, -2)
+        return crop
+
+
+MOTIONS = ("pan", "zoom", "rotate", "shake")

@@ -1,0 +1,269 @@
+"""The one training loop: it runs ``transmit.run`` on crops, over a link in training mode, for every system.
+
+A run is a folder: ``checkpoint/`` (config, fp16 weights, card), ``resume/`` (everything needed to go on), ``log.jsonl`` and
+``curve.svg``. An interrupted run goes on from the last save with the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from semcast import checkpoint
+from semcast.errors import InputError
+from semcast.ledger import Ledger
+from semcast.link import Link
+from semcast.systems.base import System
+from semcast.training.curve import draw_curve
+from semcast.training.data import Corpus, CropSampler
+from semcast.training.schedule import Schedule, Stage
+from semcast.transmit import run
+from semcast.types import Format, Step
+
+VALIDATION_CBR, VALIDATION_SNR_DB = 1 / 12, 10.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the caller is told after every step."""
+
+    step: int
+    steps: int
+    stage: str
+    loss: float
+    psnr_rgb_db: float
+    validation_db: float | None
+    examples_per_s: float
+
+
+class Exchange(nn.Module):
+    """One batch through the loop: crops -> losses. A module, so that several devices can share the work."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, frames: Tensor, link: Link, stage: Stage, cbr: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """frames (B, t, 3, H, W) -> named losses."""
+        per_step = self.system.frames_per_step
+        pieces = frames.split(per_step, dim=1)
+        steps = (Step(piece, index=i, last=i == len(pieces) - 1) for i, piece in enumerate(pieces))
+        fmt = Format(*frames.shape[-2:], goal=stage.goal, system=self.system.name, preset=self.system.preset, cbr=cbr)
+        results = list(run(self.system, steps, link, Ledger(), fmt=fmt, generator=generator))
+        return self.system.loss(results, stage.goal, stage.options)
+
+
+def _learning_rate(stage: Stage, at: int) -> float:
+    cosine = 0.5 * (1 + math.cos(math.pi * at / stage.steps))
+    return min(1.0, (at + 1) / max(stage.warmup, 1)) * (stage.lr_end + (stage.lr - stage.lr_end) * cosine)
+
+
+def _stage_at(schedule: Schedule, step: int) -> tuple[int, int]:
+    """Index of the stage that ``step`` falls in, and the step within it."""
+    for index, stage in enumerate(schedule.stages):
+        if step < stage.steps:
+            return index, step
+        step -= stage.steps
+    raise IndexError("past the last stage")
+
+
+def _average(average: dict[str, Tensor], system: System, decay: float) -> None:
+    for name, value in system.state_dict().items():
+        if value.is_floating_point():
+            average[name].lerp_(value.detach().float().to(average[name].device), 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+@torch.no_grad()
+def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_DB, cbr: float = VALIDATION_CBR) -> float:
+    """Mean RGB PSNR in dB of crops (B, t, 3, H, W) over AWGN, in evaluation mode, with a fixed seed."""
+    system.eval()
+    link = Link("awgn", snr_db=torch.full((frames.shape[0],), snr_db), cbr=cbr).eval()
+    fmt = Format(*frames.shape[-2:], system=system.name, preset=system.preset, cbr=cbr)
+    steps = [Step(piece, index=i) for i, piece in enumerate(frames.split(system.frames_per_step, 1))]
+    psnr = []
+    for result in run(system, steps, link, Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0)):
+        assert result.decoded.frames is not None
+        mse = (result.decoded.frames - result.step.frames).square().flatten(2).mean(2)
+        psnr.append(-10 * torch.log10(mse + 1e-10))
+    system.train()
+    return float(torch.cat(psnr, 1).mean())
+
+
+def train(
+    system: System,
+    corpus: Corpus,
+    schedule: Schedule,
+    out: str | Path,
+    *,
+    card: dict[str, Any],
+    max_minutes: float | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train ``system``; returns the folder of the checkpoint.
+
+    Args:
+        system: with fresh weights; a run that was interrupted replaces them. corpus: what to train on; the last clip of every 20
+            is held out for validation. schedule: stages and seeds. out: folder of the run. card: goes into card.json, completed
+            by what was measured. max_minutes: stop (resumably) after so long. on_step: told after every step.
+
+    Raises:
+        InputError: the folder holds a run of another schedule.
+    """
+    from accelerate import Accelerator
+
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = schedule.model_dump(mode="json")
+    marker = folder / "schedule.json"
+    if marker.is_file() and json.loads(marker.read_text()) != json.loads(json.dumps(plan)):
+        raise InputError(f"{folder} holds a run of another schedule; choose another --out, or remove it")
+    marker.write_text(json.dumps(plan, indent=2) + "\n")
+
+    held = corpus.clips[19::20] or corpus.clips[:1]
+    kept = [clip for index, clip in enumerate(corpus.clips) if index % 20 != 19] or corpus.clips
+    first = schedule.stages[0]
+    if not (folder / "resume" / "state.json").is_file():
+        torch.manual_seed(schedule.seed)
+        initialise = getattr(system, "initialise", None)
+        if initialise is not None:
+            draws = iter(CropSampler(Corpus(kept, corpus.sources), first.size, 1, 16, schedule.seed + 17, first.min_scale))
+            initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(60)]))
+    held_crops = next(iter(CropSampler(Corpus(held, corpus.sources), first.size, first.frames, 24, 5, 0.7)))
+
+    accelerator = Accelerator(mixed_precision="bf16")
+    system.to(memory_format=torch.channels_last)
+    exchange = Exchange(system).train()
+    groups = [{"params": [p], "scale": system.lr_scale(name)} for name, p in system.named_parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(groups, lr=first.lr, betas=(0.9, 0.99))
+    exchange, optimiser = accelerator.prepare(exchange, optimiser)
+    average = {name: value.detach().float().clone() for name, value in system.state_dict().items()}
+    step = _resume(folder, system, optimiser, average)
+
+    links: dict[str, Link] = {}
+    batches: Iterator[Tensor] | None = None
+    current = -1
+    began, measured = time.monotonic(), 0
+    rank = accelerator.process_index
+    while step < schedule.steps:
+        index, at = _stage_at(schedule, step)
+        stage = schedule.stages[index]
+        if index != current:
+            seed = schedule.seed + 1000 * index + 101 * step + 7919 * rank
+            sampler = CropSampler(Corpus(kept, corpus.sources), stage.size, stage.frames, stage.batch, seed, stage.min_scale)
+            batches, current = iter(sampler), index
+            rng, noise = random.Random(seed + 1), torch.Generator().manual_seed(seed + 2)
+            links = {spec: Link(spec).train() for spec in stage.channels}
+        assert batches is not None
+        frames = next(batches).to(accelerator.device)
+        link = links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
+        low, high = stage.snr_db
+        cbr = rng.choice(stage.cbr)
+        link.set(snr_db=low + (high - low) * torch.rand(frames.shape[0], generator=noise), cbr=cbr)
+        for group in optimiser.param_groups:
+            group["lr"] = group["scale"] * _learning_rate(stage, at)
+        with accelerator.autocast():
+            losses = exchange(frames, link, stage, cbr, noise)
+        optimiser.zero_grad()
+        accelerator.backward(losses["loss"])
+        accelerator.clip_grad_norm_(exchange.parameters(), schedule.grad_clip)
+        optimiser.step()
+        step += 1
+        measured += frames.shape[0]
+        _average(average, system, min(schedule.ema, step / (step + 10)))
+
+        score = None
+        if step % schedule.validate_every == 0 or step == schedule.steps:
+            score = _validate_average(system, average, held_crops)
+        speed = measured / (time.monotonic() - began)
+        loss, psnr = float(losses["loss"].detach()), float(losses.get("psnr_rgb_db", torch.tensor(0.0)))
+        if accelerator.is_main_process:
+            if step % 25 == 0 or score is not None:
+                line = {"step": step, "stage": stage.name, "loss": round(loss, 4), "psnr_rgb_db": round(psnr, 3)}
+                if score is not None:
+                    line["validation_psnr_rgb_db"] = round(score, 3)
+                with (folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+            stop = max_minutes is not None and time.monotonic() - began > max_minutes * 60
+            if step % schedule.save_every == 0 or step == schedule.steps or stop:
+                _save(folder, system, optimiser, average, step, card, schedule)
+            if on_step:
+                on_step(Progress(step, schedule.steps, stage.name, loss, psnr, score, speed))
+            if stop:
+                break
+    return folder / "checkpoint"
+
+
+def _validate_average(system: System, average: dict[str, Tensor], crops: Tensor) -> float:
+    own = {name: value.detach().clone() for name, value in system.state_dict().items()}
+    system.load_state_dict(average)
+    try:
+        return validate(system, crops.to(next(system.parameters()).device))
+    finally:
+        system.load_state_dict(own)
+
+
+def _save(
+    folder: Path, system: System, optimiser: Any, average: dict[str, Tensor], step: int, card: dict[str, Any], schedule: Schedule
+) -> None:
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] if (folder / "log.jsonl").is_file() else []
+    scores = [line for line in log if "validation_psnr_rgb_db" in line]
+    trained = {
+        **card,
+        "steps": step,
+        "of_steps": schedule.steps,
+        "seed": schedule.seed,
+        "validation": {
+            "what": f"held-out clips, AWGN {VALIDATION_SNR_DB:g} dB, CBR {VALIDATION_CBR:.4f}",
+            "psnr_rgb_db": scores[-1]["validation_psnr_rgb_db"] if scores else None,
+        },
+        "torch": torch.__version__,
+    }
+    checkpoint.save(system, folder / "checkpoint", trained, state=average)
+    resume = folder / "resume.new"
+    resume.mkdir(exist_ok=True)
+    save_file({k: v.contiguous().clone() for k, v in system.state_dict().items()}, resume / "model.safetensors")
+    save_file({k: v.contiguous().clone() for k, v in average.items()}, resume / "average.safetensors")
+    torch.save(optimiser.state_dict(), resume / "optimiser.pt")
+    (resume / "state.json").write_text(json.dumps({"step": step}))
+    _replace(resume, folder / "resume")
+    if log:
+        draw_curve(log, folder / "curve.svg", f"{system.name}:{system.preset}")
+
+
+def _replace(new: Path, old: Path) -> None:
+    """Swap folders so that an interruption leaves one whole copy."""
+    import shutil
+
+    backup = old.with_suffix(".old")
+    if backup.exists():
+        shutil.rmtree(backup)
+    if old.exists():
+        old.rename(backup)
+    new.rename(old)
+    if backup.exists():
+        shutil.rmtree(backup)
+
+
+def _resume(folder: Path, system: System, optimiser: Any, average: dict[str, Tensor]) -> int:
+    source = folder / "resume"
+    if not (source / "state.json").is_file() and (folder / "resume.old" / "state.json").is_file():
+        source = folder / "resume.old"
+    if not (source / "state.json").is_file():
+        return 0
+    system.load_state_dict(load_file(source / "model.safetensors"))
+    for name, value in load_file(source / "average.safetensors").items():
+        average[name].copy_(value)
+    optimiser.load_state_dict(torch.load(source / "optimiser.pt", weights_only=True))
+    return int(json.loads((source / "state.json").read_text())["step"])
