@@ -146,7 +146,7 @@ def _where(channels: set[str], channel: str, rest: str) -> str:
 def _curves(
     rows: Sequence[Row], metric: str, x_of: Callable[[Point], float | None], view_of: Callable[[Point], float | None], fmt: str
 ) -> list[tuple[str, list[dict[str, Any]], bool]]:
-    """(view label, traces, whether to show it first) per channel and value of ``view_of``; views without a curve are left out."""
+    """(label, traces, whether shown first) per channel and value of ``view_of``; those without a curve are left out."""
     look = styles(series_names(rows).values())
     grouped: dict[tuple[str, float | None], dict[str, list[tuple[float, Point]]]] = defaultdict(lambda: defaultdict(list))
     for point in points(rows, metric):

@@ -155,8 +155,7 @@ def _numbers(values: Sequence[float | None], unit: str = "") -> str:
     if not known:
         return ""
     text = [f"{value:g}" for value in known]
-    joined = _listed(text) if len(text) <= 5 else f"{text[0]} to {text[-1]} ({len(text)} values)"
-    return f"{joined}{unit}"
+    return f"{_listed(text)}{unit}" if len(text) <= 5 else f"{text[0]} to {text[-1]}{unit} ({len(text)} values)"
 
 
 def _plural(count: int, noun: str) -> str:
@@ -170,8 +169,8 @@ def headline(rows: Sequence[Row]) -> str:
     channels = list(dict.fromkeys(row.channel for row in rows))
     what = clips[0] if len(clips) == 1 else _plural(len(clips), "clip")
     text = f"{_listed(names)} {'send' if len(names) > 1 else 'sends'} {what} over {_listed(channels)}"
-    snrs = _numbers([row.snr_db for row in rows], " dB")
-    return f"{text} at {snrs} SNR." if snrs else f"{text}."
+    snrs = _numbers([row.snr_db for row in rows], " dB SNR")
+    return f"{text} at {snrs}." if snrs else f"{text}."
 
 
 def _unbroken(text: str, names: Sequence[str]) -> Markup:
