@@ -8,7 +8,6 @@ models for system level simulations of broadband radio access systems", PIMRC 20
 from __future__ import annotations
 
 import json
-import math
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -42,15 +41,21 @@ def schemes() -> tuple[Mcs, ...]:
     return tuple(mcs for mcs in MCS.values() if mcs.name in table()["curves"])
 
 
-@lru_cache(maxsize=4096)
-def waterfall(mcs: Mcs, n: int) -> tuple[float, float]:
-    """Middle in dB and slope per dB of the AWGN waterfall of ``mcs`` at ``n`` coded bits, interpolated over log n."""
+@lru_cache(maxsize=256)
+def _nodes(mcs: Mcs) -> tuple[Floats, Floats, Floats]:
+    """Measured log2 lengths, middles in dB and log slopes of a scheme."""
     curves = table()["curves"][mcs.name]
     lengths = sorted(int(key) for key in curves)
-    x = np.log2(lengths)
-    mid = np.interp(math.log2(n), x, [curves[str(length)]["mid_db"] for length in lengths])
-    slope = np.interp(math.log2(n), x, np.log([curves[str(length)]["slope_per_db"] for length in lengths]))
-    return float(mid), math.exp(float(slope))
+    mid = np.array([curves[str(length)]["mid_db"] for length in lengths])
+    slope = np.log([curves[str(length)]["slope_per_db"] for length in lengths])
+    return np.log2(lengths), mid, slope
+
+
+def waterfall(mcs: Mcs, n: ArrayLike) -> tuple[Floats, Floats]:
+    """Middle in dB and slope per dB of the AWGN waterfall of ``mcs`` at ``n`` coded bits, interpolated over log n."""
+    x, mid, slope = _nodes(mcs)
+    log_n = np.log2(np.asarray(n, dtype=np.float64))
+    return np.interp(log_n, x, mid), np.exp(np.interp(log_n, x, slope))
 
 
 def bler(mcs: Mcs, n: int, snr_db: ArrayLike) -> Floats:
@@ -63,7 +68,7 @@ def bler(mcs: Mcs, n: int, snr_db: ArrayLike) -> Floats:
 def threshold_db(mcs: Mcs, n: int, target_bler: float) -> float:
     """Es/N0 in dB from which the block error rate over AWGN stays below ``target_bler``."""
     mid, slope = waterfall(mcs, n)
-    return mid - float(ndtri(target_bler)) / slope
+    return float(mid - ndtri(target_bler) / slope)
 
 
 def use_information(snr: ArrayLike, bits_per_symbol: int) -> Floats:
@@ -113,12 +118,14 @@ def short_block_schemes(default: Mcs, target_bler: float) -> tuple[tuple[Mcs, in
     Short blocks need more SNR (1 to 2 dB at 264 bits), so that a short stream takes a slower scheme instead.
     """
     limit = threshold_db(default, DESIGN_BITS, target_bler) + 1e-9
+    lengths = np.arange(132, DESIGN_BITS + 1, 12)
     chosen = []
     for mcs in schemes():
         if mcs.efficiency > default.efficiency:
             continue
-        lengths = [n for n in range(132, DESIGN_BITS + 1, 12) if threshold_db(mcs, n, target_bler) > limit]
-        least = max(lengths, default=0) + 12 if lengths else 0
+        mid, slope = waterfall(mcs, lengths)
+        unsafe = lengths[mid - ndtri(target_bler) / slope > limit]
+        least = int(unsafe[-1]) + 12 if len(unsafe) else 0
         if least <= DESIGN_BITS:
             chosen.append((mcs, least))
     return tuple(chosen)

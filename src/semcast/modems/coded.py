@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from semcast.errors import ContractError, SpecError
@@ -104,11 +105,14 @@ class CodedModem(Modem):
         order = sorted(
             tables.schemes(), key=lambda mcs: (-mcs.efficiency, tables.threshold_db(mcs, tables.DESIGN_BITS, self.target_bler))
         )
+        effective: dict[int, NDArray[np.float64]] = {}
         for mcs in order:
-            span = max(1, min(snr.shape[1], tables.DESIGN_BITS // mcs.bits_per_symbol))
-            pieces = snr[:, : snr.shape[1] // span * span].reshape(-1, span)
-            effective = tables.faded_snr_db(pieces, mcs.bits_per_symbol)
-            if tables.bler(mcs, tables.DESIGN_BITS, effective).mean() <= self.target_bler:
+            m = mcs.bits_per_symbol
+            span = max(1, min(snr.shape[1], tables.DESIGN_BITS // m))
+            if m not in effective:
+                pieces = snr[:, : snr.shape[1] // span * span].reshape(-1, span)
+                effective[m] = tables.faded_snr_db(pieces, m)
+            if tables.bler(mcs, tables.DESIGN_BITS, effective[m]).mean() <= self.target_bler:
                 return mcs
         return order[-1]
 

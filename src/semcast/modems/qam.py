@@ -16,7 +16,7 @@ from torch import Tensor
 
 from semcast.modems.sionna_import import sionna_phy
 
-SNR_GRID_DB: NDArray[np.float64] = np.arange(-30.0, 60.01, 0.25)
+SNR_GRID_DB: NDArray[np.float64] = np.arange(-30.0, 45.01, 0.5)
 """Where mutual information is tabulated."""
 
 
@@ -79,7 +79,7 @@ def mutual_information(bits_per_symbol: int) -> NDArray[np.float64]:
     """
     bits = max(bits_per_symbol // 2, 1)
     levels, labels = _pam_levels(bits)
-    noise = np.linspace(-6.5, 6.5, 261)
+    noise = np.linspace(-6.5, 6.5, 131)
     weight = np.exp(-(noise**2) / 2)
     weight /= weight.sum()
     curve = np.empty(SNR_GRID_DB.shape)
