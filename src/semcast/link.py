@@ -34,7 +34,7 @@ _HEADER_WORDS = (
     b"classify\0segment\0dvst-paper\0offline\0paper\0small\0-capacity\0mjpeg-ldpc\0jpeg-ldpc\0jpeg2000-ldpc\0hevc-intra-ldpc\0freeze\0"
     b"linear-jscc\0watch\0av1-ldpc\0h264-ldpc\0deepjscc\0small\0watch\0h265-ldpc\0default\0strong"
 )
-_HEADER = "<HHfIf8s"
+_HEADER = "<HHfId8s"
 _HEADER_TEXT_MAX = 512
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from semcast.ledger import Ledger
-from semcast.link import Link
+from semcast.link import Link, pack_header, unpack_header
 from semcast.systems.base import System
 from semcast.types import Format, Step, StepResult
 
@@ -33,6 +33,7 @@ def run(
     Yields:
         One :class:`StepResult` per step; ``received`` is what crossed the air.
     """
+    fmt = unpack_header(pack_header(fmt))  # both ends know the header as it is sent, rounding included
     link.open(fmt, ledger, generator=generator)
     tx, rx = system.start(fmt, "tx"), system.start(fmt, "rx")
     tx_random = torch.Generator().manual_seed(fmt.seed)

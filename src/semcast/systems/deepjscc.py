@@ -268,14 +268,16 @@ class DeepJscc(System):
         layout = self.layout(height, width, state.cbr)
         padded = pad_to(frames, self.multiple)
         if isinstance(self.config, PaperConfig):
-            return {"latent": Analog(as_complex(self.encoder(padded).float().flatten(1)))}, state, {}
+            aux = {"reference_mse": torch.full((frames.shape[0],), 1e-3, device=frames.device)} if self.training else {}
+            return {"latent": Analog(as_complex(self.encoder(padded).float().flatten(1)))}, state, aux
         conditions = self._conditions(csi.snr_db.to(frames.device), layout, frames)
         blocks = F.pixel_unshuffle(padded, self.config.block).contiguous(memory_format=torch.channels_last)
         y = self.encoder(blocks, conditions)
         y = y.unflatten(1, (-1, 2)).movedim(2, -1)[:, layout.sent[::2].to(y.device)]  # (B, pairs, 2)
         pilots = torch.ones(y.shape[0], self.config.pilots, 2, device=y.device)
         x = torch.view_as_complex(torch.cat([pilots, y], 1).contiguous())
-        return {"latent": Analog(x)}, state, {}
+        aux = {"reference_mse": reference_mse(csi.snr_db.to(x.device), state.cbr)} if self.training else {}
+        return {"latent": Analog(x)}, state, aux
 
     def decode(
         self, received: Received, state: Format, n_frames: int, *, generator: torch.Generator
@@ -349,13 +351,22 @@ class DeepJscc(System):
         return 0.1 if "analysis" in parameter or "synthesis" in parameter else 1.0
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Mean over the batch of log MSE, i.e. PSNR: the error spans 20 dB over SNRs and rates, and each should count."""
+        """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
+
+        The divisor is the distortion of an ideal code whose rate is the channel's capacity at that SNR and CBR, up to a constant.
+        ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest pictures own, and PSNR (p -> 0).
+        """
         result = run[0]
         assert result.decoded.frames is not None
         mse = (result.decoded.frames - result.step.frames).square().flatten(1).mean(1)
-        floor = float(stage.get("mse_floor", 1e-5))
-        log_mse = torch.log(mse + floor)
-        return {"loss": log_mse.mean(), "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+        p = float(stage.get("power", 0.5))
+        return {"loss": (mse / result.aux["reference_mse"]).pow(p).mean(), "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+
+
+def reference_mse(snr_db: Tensor, cbr: float) -> Tensor:
+    """A rough law of how the error of this family falls with SNR and rate, (B,); only its shape matters."""
+    capacity = torch.log2(1 + 10 ** (snr_db / 10)) * cbr
+    return 0.004 * (1 + capacity / 0.03) ** -1.1
 
 
 CONFIGS: dict[str, SmallConfig | PaperConfig] = {"small": SmallConfig(), "paper": PaperConfig()}
@@ -383,6 +394,6 @@ SPEC = SystemSpec(
 # - small: convolutions work on the grids of 16x16 and 8x8 blocks instead of at full, half and quarter resolution; residual blocks with
 #   GELU instead of PReLU/GDN stacks; one network serves all rates by sending the first c coefficients.
 # - small: both halves start as a closed-form linear code (KLT, LMMSE) and learn what to add.
-# - small: log MSE instead of MSE as the loss, because one network serves all SNRs and rates.
+# - small: the root of MSE, divided by what SNR and rate cost, instead of MSE: one network serves all SNRs and rates.
 # - small: pilots carry the amplitude that power normalisation removes; ADJSCC leaves the network to guess it. They are charged.
 # - Power is normalised per frame by the link, over what is really sent.

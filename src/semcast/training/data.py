@@ -89,6 +89,8 @@ class CropSampler:
         corpus: what to draw from; every clip is equally likely. size: side of the crops. frames: consecutive frames of a crop;
             a picture shorter than that is set in motion by the scene renderer. batch: examples. seed: of everything drawn here.
         min_scale: pictures are shrunk by a factor drawn log-uniformly from [min_scale, 1], area-averaged.
+        mosaic: an example is a square of mosaic x mosaic crops, side ``mosaic * size``. Power is shared out over a whole picture,
+            and a picture is more varied than a crop: a code trained on single crops never learns to share.
     """
 
     corpus: Corpus
@@ -97,13 +99,18 @@ class CropSampler:
     batch: int = 16
     seed: int = 0
     min_scale: float = 0.5
+    mosaic: int = 1
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield (B, t, 3, size, size) float32 in [0, 1], forever."""
+        """Yield (B, t, 3, S, S) float32 in [0, 1], S = mosaic * size, forever."""
         rng = random.Random(self.seed)
         generator = torch.Generator().manual_seed(self.seed)
         while True:
-            yield torch.stack([self._draw(rng, generator) for _ in range(self.batch)])
+            yield torch.stack([self._example(rng, generator) for _ in range(self.batch)])
+
+    def _example(self, rng: random.Random, generator: torch.Generator) -> Tensor:
+        rows = [torch.cat([self._draw(rng, generator) for _ in range(self.mosaic)], -1) for _ in range(self.mosaic)]
+        return torch.cat(rows, -2)
 
     def _draw(self, rng: random.Random, generator: torch.Generator) -> Tensor:
         clip = rng.choice(self.corpus.clips)

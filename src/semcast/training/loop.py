@@ -30,7 +30,7 @@ from semcast.training.schedule import Schedule, Stage
 from semcast.transmit import run
 from semcast.types import Format, Step
 
-VALIDATION_CBR, VALIDATION_SNR_DB = 1 / 12, 10.0
+VALIDATION_CBR, VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 1 / 12, 10.0, 12
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def train(
         if initialise is not None:
             draws = iter(CropSampler(Corpus(kept, corpus.sources), first.size, 1, 16, schedule.seed + 17, first.min_scale))
             initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(60)]))
-    held_crops = next(iter(CropSampler(Corpus(held, corpus.sources), first.size, first.frames, 24, 5, 0.7)))
+    held_crops = next(iter(CropSampler(Corpus(held, corpus.sources), first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
 
     accelerator = Accelerator(mixed_precision="bf16")
     system.to(memory_format=torch.channels_last)
@@ -161,7 +161,7 @@ def train(
         stage = schedule.stages[index]
         if index != current:
             seed = schedule.seed + 1000 * index + 101 * step + 7919 * rank
-            sampler = CropSampler(Corpus(kept, corpus.sources), stage.size, stage.frames, stage.batch, seed, stage.min_scale)
+            sampler = CropSampler(Corpus(kept, corpus.sources), stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
             batches, current = iter(sampler), index
             rng, noise = random.Random(seed + 1), torch.Generator().manual_seed(seed + 2)
             links = {spec: Link(spec).train() for spec in stage.channels}

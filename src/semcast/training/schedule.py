@@ -31,6 +31,7 @@ class Stage(BaseModel):
     batch: int = Field(8, gt=0)
     size: int = Field(128, ge=64)
     frames: int = Field(1, gt=0)
+    mosaic: int = Field(1, gt=0)
     min_scale: float = Field(0.5, gt=0, le=1)
     lr: float = Field(5e-4, gt=0)
     lr_end: float = Field(1e-5, ge=0)

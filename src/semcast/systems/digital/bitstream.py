@@ -32,8 +32,9 @@ def is_picture(nal: bytes, codec: str) -> bool:
 
 def split_annex_b(data: bytes, codec: str) -> list[bytes]:
     """NAL units of an Annex B stream, without start codes and without those that no picture needs."""
-    starts = [match.end() for match in _START.finditer(data)]
-    ends = [*[match.start() for match in _START.finditer(data)][1:], len(data)]
+    found = list(_START.finditer(data))
+    starts = [match.end() for match in found]
+    ends = [match.start() for match in found[1:]] + [len(data)] * bool(found)
     dropped = _H264_DROPPED if codec == "h264" else _H265_DROPPED
     nals = [data[a:b].rstrip(b"\x00") for a, b in zip(starts, ends, strict=True)]
     return [nal for nal in nals if nal and nal_type(nal, codec) not in dropped]

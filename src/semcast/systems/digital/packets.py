@@ -53,6 +53,7 @@ def pack(units: Sequence[Unit], packet_bytes: int, gather_bytes: int = 0, scale:
         gather_bytes: units share a packet up to this size; 0 gives every unit its own.
         scale: both sides were divided by ``2**scale``. thin: every ``2**thin``-th frame is coded.
     """
+    gather_bytes = min(gather_bytes, packet_bytes)
     bodies: list[tuple[int, bytes]] = []
     shared: list[Unit] = []
     size = 2
@@ -68,9 +69,10 @@ def pack(units: Sequence[Unit], packet_bytes: int, gather_bytes: int = 0, scale:
 
     for unit in units:
         need = 1 + len(unit.data) + (1 if len(unit.data) < 128 else 2)
-        if size + need > gather_bytes or len(unit.data) >= 1 << 14:
+        fits_alone = HEADER_BYTES + len(unit.data) <= packet_bytes and len(unit.data) < 1 << 14
+        if size + need > gather_bytes or not fits_alone:
             flush()
-        if HEADER_BYTES + len(unit.data) <= packet_bytes and len(unit.data) < 1 << 14:
+        if fits_alone:
             shared.append(unit)
             size += need
             continue
