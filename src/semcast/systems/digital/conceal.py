@@ -3,7 +3,7 @@
 A frame that cannot be decoded shows the frame before it again ("freeze"). What becomes of the frames that were predicted from
 it is a rule per codec, chosen by the script ``benchmarks/concealment.py``:
 
-    H.264   decode on: FFmpeg stands in for missing pictures and slices.
+    H.264   decode on: FFmpeg stands in for missing pictures and slices. Without its intra frame, freeze the group.
     H.265   decode on: FFmpeg would paint a missing reference grey, so a picture that says "as before" takes its place.
             With B-frames: freeze what depends on a lost picture until the next intra frame.
     AV1     freeze until the next intra frame: its entropy coder inherits its state from the lost frame.
@@ -73,14 +73,16 @@ def to_output(frames: Tensor, height: int, width: int, scale: int) -> Tensor:
 class FFmpegDecoder:
     """A decoder that never raises on damaged data and never allocates more than a frame of the expected size needs."""
 
-    def __init__(self, codec: str, height: int, width: int) -> None:
-        from av.codec.context import CodecContext
+    def __init__(self, codec: str, height: int, width: int, *, low_delay: bool = False) -> None:
+        from av.codec.context import CodecContext, Flags
 
         self.size = (height, width)
         self.context = cast("VideoCodecContext", CodecContext.create(codec, "r"))
         self.context.thread_count = 1
+        self.context.flags |= Flags.output_corrupt  # we know better than the decoder what was lost
+        if low_delay:
+            self.context.flags |= Flags.low_delay
         self.context.options = {"max_pixels": str(4 * (height + 64) * (width + 64))}
-        self._flushed = False
 
     def feed(self, data: bytes, time: int) -> dict[int, Yuv]:
         """Decode one access unit; returns frames that came out, by the ``time`` they were fed with."""
@@ -175,10 +177,10 @@ class H264Receiver(Receiver):
         size = coded_size(self.height, self.width, arrived.scale)
         reorders = self.condition.b_frames > 0
         order = list(dict.fromkeys(unit.frame for unit in arrived.units if unit.frame < count))
-        if self.decoder is None or self.decoder.size != size or reorders:
-            self.decoder = None  # a decoder that never saw an intra frame shows grey: wait for one
-            if any(nal_type(unit.data, self.codec) == 5 for unit in by_frame.get(0, ())):
-                self.decoder = FFmpegDecoder(self.codec, *size)
+        if not any(nal_type(unit.data, self.codec) == 5 and unit.complete for unit in by_frame.get(0, ())):
+            self.decoder = None  # FFmpeg holds back what follows a lost intra frame, for its numbers run backwards
+        elif self.decoder is None or self.decoder.size != size or reorders:
+            self.decoder = FFmpegDecoder(self.codec, *size, low_delay=not reorders)
         if self.decoder is None:
             return {}, set(), 0
         decoded: dict[int, Yuv] = {}
@@ -187,7 +189,7 @@ class H264Receiver(Receiver):
         for frame in order:
             units = by_frame[frame]
             slices = sum(is_picture(u.data, self.codec) and u.complete for u in units)
-            whole = slices >= self.settings_slices()
+            whole = slices >= self.condition.h264.slices
             if reorders:
                 broken |= units[0].gap
             else:
@@ -199,7 +201,7 @@ class H264Receiver(Receiver):
                 broken = True
                 continue
             drifting += broken and whole
-            nals = [u.data for u in units if u.complete or self.keeps_partial(u)]
+            nals = [u.data for u in units if u.complete]
             if any(is_picture(nal, self.codec) for nal in nals):
                 decoded |= self.decoder.feed(join_annex_b(nals), self.clock + frame)
             broken |= not whole
@@ -209,14 +211,6 @@ class H264Receiver(Receiver):
         fresh = {time - self.clock: yuv for time, yuv in decoded.items() if time >= self.clock}
         self.clock += count
         return self._rgb(fresh, arrived.scale), damaged, drifting
-
-    def settings_slices(self) -> int:
-        """Slices per picture."""
-        return self.condition.h264.slices
-
-    def keeps_partial(self, unit: ReceivedUnit) -> bool:
-        """Whether the beginning of a slice is worth decoding without its end."""
-        return False
 
 
 class H265Receiver(Receiver):
@@ -255,7 +249,7 @@ class H265Receiver(Receiver):
         if intra:
             sets = [nal for nal in whole[0] if nal_type(nal, "h265") in H265_PARAMETER_SETS]
             if self.decoder is None or self.decoder.size != size:
-                self.decoder = FFmpegDecoder("hevc", *size)
+                self.decoder = FFmpegDecoder("hevc", *size, low_delay=True)
             if sets != self.sets:
                 self.sets, self.repeats = sets, {}
             self.base = 0
