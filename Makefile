@@ -1,0 +1,58 @@
+# make demo     one minute or two: writes out/demo/report.html
+# make test     the default tests, as continuous integration runs them
+# make lint     ruff, mypy and the import contracts
+# make fuzz     thousands of damaged air files against `semcast receive`
+# make test-slow, make wheel, make golden, make clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.semcast-installed
+TORCH := torch>=2.13,<2.14
+
+.PHONY: demo test test-slow lint format fuzz wheel golden clean install
+
+install: $(STAMP)
+
+# torch first: resolved on its own it comes as one wheel from whichever index is configured, and nothing else can move it.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or newer"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $(STAMP)
+
+# The first run tells the transmitter the truth; the second tells it 10 dB whatever the radio does: there the cliff shows.
+demo: $(STAMP)
+	$(BIN)/semcast compare scene:demo --systems h265-ldpc,deepjscc,linear-jscc --snr 1,4,7,10,13,16 --csi-snr 10 --cbr 0.04 \
+		--report out/demo
+	@echo "open out/demo/report.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pytest -m 'slow or not slow' -k fuzz
+
+golden: $(STAMP)
+	$(BIN)/python tests/golden/regenerate.py
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist out src/*.egg-info
