@@ -5,8 +5,8 @@
 A record is kind (u8), length (u32), payload, CRC-32 over all three; numbers are little-endian. The header record holds the
 session header as it was sent. A step record holds the play-out clock (frame times that passed) and the number of streams; a
 stream record what the receiver got: packets or their loss, or symbols ``y`` with channel estimate ``h`` and ``noise_var`` as
-float32, the latter two as runs where they repeat. Both ends hold one step at a time; no length is believed before it fits what is
-left of the file.
+float32, the latter two as runs where they repeat. Both ends hold one step at a time; no length is believed before it fits what
+is left of the file.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class AirReader:
             raise
 
     def _fail(self, what: str) -> AirFileError:
-        return AirFileError(f"{self.path}: {what} after {self.frames} frames; send it again, or keep what was decoded")
+        return AirFileError(f"{self.path}: {what} after {self.frames} frames")
 
     def _get(self, size: int, what: str = "the air file is truncated") -> bytes:
         if size > self._left:

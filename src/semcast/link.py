@@ -57,7 +57,9 @@ def unpack_header(data: bytes) -> Format:
         size = struct.calcsize(_HEADER) - (0 if data[0] == 1 else 8)
         if data[0] > 1:
             raise ValueError("unknown kind of header")
-        height, width, fps, seed, cbr, digest = struct.unpack(_HEADER, data[1 : 1 + size].ljust(struct.calcsize(_HEADER), b"\0"))
+        height, width, fps, seed, cbr, digest = struct.unpack(
+            _HEADER, data[1 : 1 + size].ljust(struct.calcsize(_HEADER), b"\0")
+        )
         if len(data) < 1 + size:
             raise ValueError("cut short")
         expand = zlib.decompressobj(-9, zdict=_HEADER_WORDS)
@@ -280,9 +282,7 @@ class Link(nn.Module):
                 ledger.observe_power(float(power.max()) if power.numel() else 0.0, float(power.sum()), int((power > 0).sum()))
         return scaled
 
-    def _send_analog(
-        self, name: str, x: Tensor, active: Tensor | None, ledger: Ledger, generator: torch.Generator
-    ) -> RxAnalog:
+    def _send_analog(self, name: str, x: Tensor, active: Tensor | None, ledger: Ledger, generator: torch.Generator) -> RxAnalog:
         """Only active symbols are sent; they arrive compacted to the left, (B, most active)."""
         uses = x.shape[0] * x.shape[1]
         if active is not None:
@@ -298,7 +298,8 @@ class Link(nn.Module):
         self._book(ledger, Charge(name, "analog", uses))
         if pilots:
             self._book(ledger, Charge(name, "pilots", pilots))
-        return RxAnalog(y, h_hat.to(device), noise_var.to(device))
+        # Dense, since an elementwise function of an expanded tensor may round otherwise than of the same numbers from a file.
+        return RxAnalog(y, h_hat.to(device).contiguous(), noise_var.to(device).contiguous())
 
     def _send_packets(
         self, name: str, packets: list[list[Packet]], ledger: Ledger, generator: torch.Generator

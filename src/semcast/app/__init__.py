@@ -1,0 +1,1 @@
+"""The command line; every heavy import waits until a command needs it."""
