@@ -210,6 +210,20 @@ def test_small_budgets_scale_down_or_say_no(codec: str) -> None:
         session(system, frames, 2)
 
 
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_the_last_frame_of_a_clip_joins_the_group_before(codec: str) -> None:
+    frames = clip(17)
+    system = DigitalSystem(codec, condition(gop=16))
+    shown, sent, concealed = session(system, frames, 400)
+    assert concealed == 0
+    assert len(sent) == 2
+    assert psnr_db(shown[-1], frames[-1]) > psnr_db(shown[-2], frames[-2]) - 1
+    lost = iter([False, True])
+    shown, _, concealed = session(system, frames, 400, lambda ps: [None] * len(ps) if next(lost) else list(ps))
+    assert concealed == 1
+    assert torch.equal(shown[16], shown[15])
+
+
 def test_budget_beyond_lossless_is_said() -> None:
     system = DigitalSystem("h264", condition())
     step, state = Step(clip(3)[None]), system.start(Format(64, 96), "tx")

@@ -46,7 +46,7 @@ class Encoder(ABC):
     Attributes:
         name: codec. best, worst: ends of the quality scale. slope: change of the natural log of the size per unit of quality.
         min_side: smallest frame side it takes. first_guess: quality at 0.1 bit per pixel, to start the rate control with.
-        rgb: takes RGB frames (t, 3, H, W) in [0, 1] rather than 4:2:0 planes.
+        rgb: takes RGB frames (t, 3, H, W) in [0, 1] rather than 4:2:0 planes. continues: has ``encode_tail``.
     """
 
     name: str = ""
@@ -56,6 +56,7 @@ class Encoder(ABC):
     min_side: int = 32
     first_guess: float = 30.0
     rgb: bool = False
+    continues: bool = False
 
     @abstractmethod
     def encode(self, clip: Yuv | Tensor, quality: float, fine: float | None = None) -> list[Unit]:
@@ -87,7 +88,7 @@ def run_encoder(codec: str, clip: Yuv, options: dict[str, str], *, gop: int | No
     context.width, context.height, context.pix_fmt = width, height, "yuv420p"
     context.time_base, context.framerate = TIME_BASE, 1 / TIME_BASE
     context.thread_count = 1
-    context.gop_size = gop or max(count, 1)
+    context.gop_size = gop or 600
     context.options = options
     packets = []
     for k in range(count):
@@ -114,14 +115,19 @@ def dither(index: int) -> float:
     return value
 
 
-def cascade_qps(count: int, quality: float, cascade: Sequence[int], fine: float | None) -> list[int]:
+def cascade_qps(
+    count: int, quality: float, cascade: Sequence[int], fine: float | None, tail: tuple[int, float] | None = None
+) -> list[int]:
     """Integer quantisers of a group of pictures: the intra frame at ``quality``, the rest at the cascade above ``fine``.
 
-    A fraction is met on average: that many frames take the next quantiser.
+    A fraction is met on average: that many frames take the next quantiser. ``tail`` (first frame, quality) sets the
+    last frames.
     """
-    inter = quality if fine is None else fine
+    inter = [quality if fine is None else fine] * count
+    if tail is not None:
+        inter[tail[0] :] = [tail[1]] * (count - tail[0])
     qps = [round(quality)]
-    qps += [math.floor(inter + cascade[(k - 1) % len(cascade)] + dither(k)) for k in range(1, count)]
+    qps += [math.floor(inter[k] + cascade[(k - 1) % len(cascade)] + dither(k)) for k in range(1, count)]
     return [min(max(qp, 0), MAX_QP) for qp in qps]
 
 
@@ -134,6 +140,7 @@ class _X26x(Encoder):
 
     def __init__(self, settings: CodecSettings, condition: Condition) -> None:
         self.settings, self.condition = settings, condition
+        self.continues = settings.cascade is not None
 
     def fine(self, quality: float, units: Sequence[Unit]) -> Fine | None:
         """Quantiser of the inter frames alone; with a single frame, the chroma's distance from the luma quantiser."""
@@ -148,16 +155,37 @@ class _X26x(Encoder):
     def _chroma_offset(self) -> int:
         return int(self.settings.options.get(self.chroma_option, 0))
 
-    def _quality_options(self, count: int, quality: float, fine: float | None) -> dict[str, Option]:
+    def encode(self, clip: Yuv | Tensor, quality: float, fine: float | None = None) -> list[Unit]:
+        assert isinstance(clip, Yuv)
+        return self._encode(clip, quality, fine, None)
+
+    def encode_tail(
+        self, clip: Yuv, coded: int, quality: float, fine: float | None, tail: float
+    ) -> tuple[list[Unit], list[Unit]]:
+        """Frames appended to a group of ``coded`` frames: the group's units again, and those of the rest at quality ``tail``.
+
+        The group was coded at ``quality`` and ``fine``; its units come out as they did then, which the caller checks.
+        """
+        units = self._encode(clip, quality, fine, (coded, tail))
+        rest = [Unit(unit.frame - coded, unit.data) for unit in units if unit.frame >= coded]
+        return [unit for unit in units if unit.frame < coded], rest
+
+    @abstractmethod
+    def _encode(self, clip: Yuv, quality: float, fine: float | None, tail: tuple[int, float] | None) -> list[Unit]:
+        """Encode one group of pictures."""
+
+    def _quality_options(
+        self, count: int, quality: float, fine: float | None, tail: tuple[int, float] | None
+    ) -> dict[str, Option]:
         if self.settings.cascade is None:
             return {"crf": f"{quality:.3f}"}
-        qps = cascade_qps(count, quality, self.settings.cascade, fine if count > 1 else None)
+        qps = cascade_qps(count, quality, self.settings.cascade, fine if count > 1 else None, tail)
         first = self.zone_shift
         zones = "/".join(f"{k + first},{k + first},q={qp}" for k, qp in enumerate(qps))
         return {"crf": qps[0], "qcomp": 1, "zones": zones}
 
-    def _options(self, count: int, quality: float, fine: float | None) -> dict[str, Option]:
-        options = {**self.settings.options, **self._quality_options(count, quality, fine)}
+    def _options(self, count: int, quality: float, fine: float | None, tail: tuple[int, float] | None) -> dict[str, Option]:
+        options = {**self.settings.options, **self._quality_options(count, quality, fine, tail)}
         if count == 1 and fine is not None:
             options[self.chroma_option] = round(fine)
         return options
@@ -175,17 +203,16 @@ class H264(_X26x):
 
     name, encoder, chroma_option = "h264", "libx264", "chroma-qp-offset"
 
-    def encode(self, clip: Yuv | Tensor, quality: float, fine: float | None = None) -> list[Unit]:
-        assert isinstance(clip, Yuv)
+    def _encode(self, clip: Yuv, quality: float, fine: float | None, tail: tuple[int, float] | None) -> list[Unit]:
         count = clip.y.shape[0]
         options: dict[str, Option] = {
-            "keyint": max(count, 2), "min-keyint": 1, "scenecut": 0, "open-gop": 0, "threads": 1, "force-cfr": 1,
+            "keyint": 2 * self.condition.gop + 2, "min-keyint": 1, "scenecut": 0, "open-gop": 0, "threads": 1, "force-cfr": 1,
             "bframes": self.condition.b_frames, "rc-lookahead": self.condition.lookahead, "sync-lookahead": 0,
             "slices": self.settings.slices,
         }  # fmt: skip
         if self.settings.cascade is not None:
             options |= {"no-mbtree": 1, "aq-mode": 0}
-        return self._run(clip, options | self._options(count, quality, fine), "x264-params")
+        return self._run(clip, options | self._options(count, quality, fine, tail), "x264-params")
 
 
 class H265(_X26x):
@@ -194,11 +221,11 @@ class H265(_X26x):
     name, encoder, chroma_option = "h265", "libx265", "cbqpoffs"
     zone_shift = 1  # x265 looks a frame's zone up under its number plus one
 
-    def encode(self, clip: Yuv | Tensor, quality: float, fine: float | None = None) -> list[Unit]:
-        assert isinstance(clip, Yuv)
+    def _encode(self, clip: Yuv, quality: float, fine: float | None, tail: tuple[int, float] | None) -> list[Unit]:
         count = clip.y.shape[0]
         options: dict[str, Option] = {
-            "keyint": max(count, 2), "min-keyint": 1, "scenecut": 0, "open-gop": 0, "pools": 1, "frame-threads": 1, "wpp": 0,
+            "keyint": 2 * self.condition.gop + 2, "min-keyint": 1, "scenecut": 0, "open-gop": 0,
+            "pools": 1, "frame-threads": 1, "wpp": 0,
             "bframes": self.condition.b_frames, "rc-lookahead": self.condition.lookahead, "lookahead-slices": 0,
             "info": 0, "log-level": "none", "log2-max-poc-lsb": 8,
         }  # fmt: skip
@@ -206,7 +233,7 @@ class H265(_X26x):
             options["slices"] = self.settings.slices
         if self.settings.cascade is not None:
             options |= {"cutree": 0, "aq-mode": 0}
-        options |= self._options(count, quality, fine)
+        options |= self._options(count, quality, fine, tail)
         if self.chroma_option in options:
             options["crqpoffs"] = options[self.chroma_option]
         return self._run(clip, options, "x265-params")

@@ -177,7 +177,10 @@ class H264Receiver(Receiver):
         size = coded_size(self.height, self.width, arrived.scale)
         reorders = self.condition.b_frames > 0
         order = list(dict.fromkeys(unit.frame for unit in arrived.units if unit.frame < count))
-        if not any(nal_type(unit.data, self.codec) == 5 and unit.complete for unit in by_frame.get(0, ())):
+        kinds = {nal_type(unit.data, self.codec) for unit in by_frame.get(0, ()) if unit.complete}
+        if 1 in kinds and self.decoder is not None and self.decoder.size == size and not reorders:
+            pass  # the end of a clip, appended to the group before
+        elif 5 not in kinds:
             self.decoder = None  # FFmpeg holds back what follows a lost intra frame, for its numbers run backwards
         elif self.decoder is None or self.decoder.size != size or reorders:
             self.decoder = FFmpegDecoder(self.codec, *size, low_delay=not reorders)

@@ -85,14 +85,23 @@ class _Search:
 
 
 def meet_target(
-    attempt: Attempt, fine_knob: FineKnob, target: int, *, start: float, best: float, worst: float, slope: float
+    attempt: Attempt,
+    fine_knob: FineKnob,
+    target: int,
+    *,
+    start: float,
+    best: float,
+    worst: float,
+    slope: float,
+    max_trials: int = MAX_TRIALS,
 ) -> Outcome:
     """Find the largest encoding of at most ``target`` bytes.
 
     Args:
         attempt: encodes and packs at a quality and a setting of the finer knob. fine_knob: of the encoder.
         target: bytes that may not be exceeded. start: quality to begin with. best, worst: ends of the scale.
-        slope: natural log of the size per unit of quality, to begin with.
+        slope: natural log of the size per unit of quality, to begin with. max_trials: encodings at most, but for one last
+            at the worst quality where nothing fitted.
     """
     found: Trial | None = None
     trials, smallest = 0, 0
@@ -112,7 +121,7 @@ def meet_target(
     search = _Search(lambda q: attempt(q, None), target, best, worst, slope, 0.05)
     fine: Fine | None = None
     near: Trial | None = None
-    while knob is not None and trials < MAX_TRIALS and not done():
+    while knob is not None and trials < max_trials and not done():
         trial = keep(attempt(knob, None))
         search.tell(knob, trial.size)
         if abs(math.log(trial.size / target)) < NEAR:
@@ -125,12 +134,12 @@ def meet_target(
         search = _Search(lambda f: attempt(quality, f), target, fine.low, fine.high, fine.slope, fine.step)
         search.tell(fine.value, near.size)
         knob = search.next()
-        while knob is not None and trials < MAX_TRIALS and not done():
+        while knob is not None and trials < max_trials and not done():
             trial = keep(attempt(quality, knob))
             search.tell(knob, trial.size)
             knob = search.next()
     note = ""
-    if found is None and trials >= MAX_TRIALS:  # unlucky, not impossible: the worst quality settles it
+    if found is None and trials >= max_trials:  # unlucky, not impossible: the worst quality settles it
         keep(attempt(worst, None))
     if found is not None and not done() and found.quality <= best:
         note = "the best quality of the codec takes less than the budget"

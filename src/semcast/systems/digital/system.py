@@ -40,6 +40,8 @@ from semcast.video.colour import Yuv, rgb_to_yuv420
 
 STREAM = "video"
 MAX_SCALE, MAX_THIN = 2, 3
+TAIL_TRIALS = 3  # each codes the group again
+SHORTEST_GROUP = 16  # frames; shorter groups are a condition to be kept to the letter
 PREFIX_BYTES = 2  # length prefix that the link's framing puts in front of every packet
 
 
@@ -67,13 +69,15 @@ CODECS: dict[str, Codec] = {
 
 @dataclass
 class TxState:
-    """What the transmitter remembers: the session header, and quality and size reduction of the last step."""
+    """What the transmitter remembers: the session header; quality, size reduction, frames and coding of the last step."""
 
     fmt: Format
     quality: float | None = None
     scale: int = 0
     thin: int = 0
     sent: bool = False
+    group: Yuv | None = None
+    coded: Trial | None = None
 
 
 @dataclass
@@ -116,7 +120,9 @@ class DigitalSystem(System):
         """
         frames = step.frames[0].detach().float().cpu()
         target = budget.payload_bytes or int(budget.uses * csi.bits_per_use / 8)
-        outcome, scale, thin = self._fit(frames, target, state)
+        outcome, scale, thin = self._append(frames, target, state), 0, 0
+        if outcome is None:
+            outcome, scale, thin = self._fit(frames, target, state)
         if outcome.trial is None:
             if not state.sent:
                 height, width = frames.shape[-2:]
@@ -132,6 +138,15 @@ class DigitalSystem(System):
             }
             return {STREAM: Digital([[]])}, state, aux
         trial = outcome.trial
+        keeps = (
+            self.encoder.continues
+            and not self.codec.picture
+            and not scale
+            and not thin
+            and frames.shape[0] == self.frames_per_step
+        )
+        clip = self._clip(frames, 0) if keeps else None
+        state.group, state.coded = (clip, trial) if isinstance(clip, Yuv) else (None, None)
         state.quality, state.scale, state.thin, state.sent = trial.quality, scale, thin, True
         packets = [Packet(data, priority=int(k == 0)) for k, data in enumerate(trial.packets)]
         aux = {
@@ -151,6 +166,39 @@ class DigitalSystem(System):
         return Decoded(frames=shown.frames[None], concealed=shown.concealed), state, {"drifting": shown.drifting}
 
     # -- rate ------------------------------------------------------------------------------------------------------------
+
+    def _append(self, frames: Tensor, target: int, state: TxState) -> Outcome | None:
+        """A clip's last few frames as inter frames of the group before: one more intra frame would take all they have.
+
+        None where that cannot be: they are many, the codec cannot, the group was lost or reduced, or nothing fits.
+        """
+        group, coded, encoder = state.group, state.coded, self.encoder
+        if group is None or coded is None or not isinstance(encoder, H264 | H265):
+            return None
+        if 4 * frames.shape[0] > self.condition.gop or self.condition.gop < SHORTEST_GROUP or target <= 0:
+            return None
+        rest = self._clip(frames, 0)
+        clip = Yuv(*(torch.cat([a, b]) for a, b in zip(group, rest, strict=True)))
+        same = True
+
+        def attempt(quality: float, fine: float | None) -> Trial:
+            nonlocal same
+            again, units = encoder.encode_tail(clip, group.y.shape[0], coded.quality, coded.fine, quality)
+            same &= again == coded.units
+            packets = pack(units, self.condition.packet_bytes, self.condition.gather_bytes)
+            return Trial(quality, fine, units, packets, sum(len(p) + PREFIX_BYTES for p in packets))
+
+        outcome = meet_target(
+            attempt,
+            lambda quality, units: None,
+            target,
+            start=coded.quality,
+            best=encoder.best,
+            worst=encoder.worst,
+            slope=encoder.slope,
+            max_trials=TAIL_TRIALS,
+        )
+        return outcome if same and outcome.trial is not None else None
 
     def _fit(self, frames: Tensor, target: int, state: TxState) -> tuple[Outcome, int, int]:
         """Search quality, then smaller frames, then fewer frames, until something fits ``target`` bytes."""
