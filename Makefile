@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $(STAMP)
 
-# The first run tells the transmitter the truth; the second tells it 10 dB whatever the radio does: there the cliff shows.
+# The transmitter is told 10 dB whatever the radio does: so the cliff shows, and the slope beside it.
 demo: $(STAMP)
 	$(BIN)/semcast compare scene:demo --systems h265-ldpc,deepjscc,linear-jscc --snr 1,4,7,10,13,16 --csi-snr 10 --cbr 0.04 \
 		--report out/demo

@@ -1,0 +1,212 @@
+"""Does it learn? Tiny networks on textures made on the spot, through the loop that every system uses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from semcast import checkpoint
+from semcast.errors import InputError
+from semcast.systems.deepjscc import DeepJscc, PaperConfig, SmallConfig
+from semcast.training.data import Corpus, CropSampler, load_corpus
+from semcast.training.loop import Progress, train, validate
+from semcast.training.schedule import Schedule, Stage, load_schedule
+
+pytest.importorskip("accelerate", reason="training needs the extra `train`")
+
+SMALL = SmallConfig(latents=128, width=32, fine_width=16, encoder_blocks=1, decoder_blocks=1, fine_blocks=1, pilots=8)
+PAPER = PaperConfig()
+
+
+@pytest.fixture(scope="module")
+def corpus(clip: Callable[..., torch.Tensor]) -> Corpus:
+    """24 clips of 3 textured frames of 112x96."""
+    clips = [clip(3, 96, 112, seed=s).movedim(1, -1).mul(255).round().to(torch.uint8).numpy() for s in range(24)]
+    return Corpus([np.ascontiguousarray(c) for c in clips], ("textures",))
+
+
+def build(config: SmallConfig | PaperConfig) -> DeepJscc:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DeepJscc(config)
+
+
+def plan(preset: str, steps: int, **stage: Any) -> Schedule:
+    only = Stage(**{"name": "only", "steps": steps, "batch": 4, "size": 64, "warmup": 1, "lr": 2e-3, "snr_db": (5.0, 15.0), **stage})
+    return Schedule(system="deepjscc", preset=preset, ema=0.9, validate_every=1000, save_every=1000, stages=(only,))
+
+
+class FromNothing(DeepJscc):
+    """The small network without its closed-form start."""
+
+    initialise = None  # type: ignore[assignment]
+
+    def lr_scale(self, parameter: str) -> float:
+        return 1.0
+
+
+def held_out(corpus: Corpus) -> torch.Tensor:
+    """(8, 1, 3, 64, 64)."""
+    return next(iter(CropSampler(corpus, 64, 1, 8, seed=99)))
+
+
+def test_the_small_network_learns_from_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    """From random weights: at least 8 dB in 60 steps, and the loss falls by half."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        system = FromNothing(SMALL)
+    before = validate(system, held_out(corpus))
+    seen: list[Progress] = []
+    train(system, corpus, plan("small", 60, lr=5e-3, warmup=5), tmp_path, card={}, on_step=seen.append)
+    assert [turn.step for turn in seen] == list(range(1, 61))
+    assert validate(system, held_out(corpus)) > before + 8
+    first, last = (sum(turn.loss for turn in part) for part in (seen[:10], seen[-10:]))
+    assert last < 0.5 * first
+
+
+def test_the_published_network_learns_from_nothing(corpus: Corpus, tmp_path: Path) -> None:
+    """Sigmoids and strided convolutions take longer to get going: half a decibel in 80 steps is well beyond chance."""
+    system = build(PAPER)
+    before = validate(system, held_out(corpus))
+    train(system, corpus, plan("paper", 80), tmp_path, card={})
+    assert validate(system, held_out(corpus)) > before + 0.5
+
+
+def test_the_closed_form_start_is_a_code_already(corpus: Corpus) -> None:
+    """What the small network starts from is worth more than its first hundred steps from nothing."""
+    system = build(SMALL)
+    random = validate(system, held_out(corpus))
+    draws = iter(CropSampler(corpus, 64, 1, 16, seed=3))
+    system.initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(20)]))
+    assert validate(system, held_out(corpus)) > random + 15
+
+
+def test_a_run_leaves_a_checkpoint_a_log_and_a_curve(corpus: Corpus, tmp_path: Path) -> None:
+    schedule = plan("small", 3).model_copy(update={"validate_every": 3})
+    folder = train(build(SMALL), corpus, schedule, tmp_path, card={"data": ["textures"]})
+    card = checkpoint.read_card(folder)
+    assert card["data"] == ["textures"]
+    assert card["steps"] == card["of_steps"] == 3
+    assert card["validation"]["psnr_rgb_db"] > 5
+    assert len(checkpoint.load(build(SMALL), folder)) == 16
+    (line,) = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert line["step"] == 3
+    assert (tmp_path / "curve.svg").read_text().startswith("<svg")
+
+
+class Stop(Exception):
+    """The power goes out."""
+
+
+def test_an_interrupted_run_goes_on(corpus: Corpus, tmp_path: Path) -> None:
+    """Weights, optimiser and average are restored: two resumptions agree to the bit, and end near the run left alone."""
+    schedule = plan("small", 12).model_copy(update={"save_every": 4, "validate_every": 12})
+
+    def stop_at_six(turn: Progress) -> None:
+        if turn.step == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(build(SMALL), corpus, schedule, tmp_path / "a", card={}, on_step=stop_at_six)
+    assert json.loads((tmp_path / "a" / "resume" / "state.json").read_text()) == {"step": 4}
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    ends = []
+    for name in "ab":
+        steps: list[int] = []
+        system = build(replace(SMALL))
+        train(system, corpus, schedule, tmp_path / name, card={}, on_step=lambda turn, s=steps: s.append(turn.step))  # type: ignore[misc]
+        assert steps == list(range(5, 13))
+        ends.append(system.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    train(build(SMALL), corpus, schedule, tmp_path / "whole", card={})
+    scores = [checkpoint.read_card(tmp_path / name / "checkpoint")["validation"]["psnr_rgb_db"] for name in ("a", "whole")]
+    assert scores[0] == pytest.approx(scores[1], abs=0.5)
+
+
+def test_a_finished_run_has_nothing_left_to_do(corpus: Corpus, tmp_path: Path) -> None:
+    train(build(SMALL), corpus, plan("small", 2), tmp_path, card={})
+    again: list[Progress] = []
+    train(build(SMALL), corpus, plan("small", 2), tmp_path, card={}, on_step=again.append)
+    assert again == []
+
+
+def test_a_folder_holds_one_schedule(corpus: Corpus, tmp_path: Path) -> None:
+    train(build(SMALL), corpus, plan("small", 2), tmp_path, card={})
+    with pytest.raises(InputError, match="holds a run of another schedule"):
+        train(build(SMALL), corpus, plan("small", 3), tmp_path, card={})
+
+
+def test_time_runs_out_resumably(corpus: Corpus, tmp_path: Path) -> None:
+    train(build(SMALL), corpus, plan("small", 50), tmp_path, card={}, max_minutes=1e-6)
+    assert json.loads((tmp_path / "resume" / "state.json").read_text()) == {"step": 1}
+
+
+# -- the data ----------------------------------------------------------------------------------------------------------------
+
+
+def test_crops_are_a_function_of_the_seed(corpus: Corpus) -> None:
+    one, two, other = (next(iter(CropSampler(corpus, 64, 2, 3, seed=s))) for s in (1, 1, 2))
+    assert one.shape == (3, 2, 3, 64, 64)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert 0 <= float(one.min())
+    assert float(one.max()) <= 1
+
+
+def test_a_picture_is_set_in_motion_where_frames_are_asked_for(clip: Callable[..., torch.Tensor]) -> None:
+    picture = clip(1, 160, 160).movedim(1, -1).mul(255).to(torch.uint8).numpy()
+    crop = next(iter(CropSampler(Corpus([picture], ("x",)), 64, 4, 1, seed=0)))
+    assert crop.shape == (1, 4, 3, 64, 64)
+    assert bool((crop[0, 1:] != crop[0, :-1]).flatten(1).any(1).all())
+
+
+def test_folders_without_material_say_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such data folder"):
+        load_corpus(tmp_path / "nowhere")
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    with pytest.raises(InputError, match="no clip or picture"):
+        load_corpus(tmp_path)
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_schedule_is_valid() -> None:
+    schedule = load_schedule("deepjscc", "small")
+    assert (schedule.system, schedule.preset) == ("deepjscc", "small")
+    assert schedule.steps == sum(stage.steps for stage in schedule.stages) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("system: a\npreset: b\nsedd: 3\nstages: [{name: x, steps: 1}]", "did you mean 'seed'"),
+        ("system: a\npreset: b\nstages: [{name: x, stepps: 1, steps: 1}]", "did you mean 'steps'"),
+        ("system: a\npreset: b\nstages: [{name: x, steps: 0}]", r"stages\.0\.steps.*greater than 0"),
+        ("system: a\npreset: b\nstages: [{name: x, steps: 1, size: 8}]", r"stages\.0\.size.*64"),
+        ("system: a\npreset: b", "stages"),
+        ("- 1", "is wrong"),
+        ("{", "is wrong"),
+    ],
+)
+def test_wrong_schedules_name_the_place_and_the_nearest_key(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=says) as error:
+        load_schedule("a", "b", path)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_schedules() -> None:
+    with pytest.raises(InputError, match="no training schedule for deepjscc:nope"):
+        load_schedule("deepjscc", "nope")
+    with pytest.raises(InputError, match="no such schedule"):
+        load_schedule("a", "b", "/nowhere.yaml")
