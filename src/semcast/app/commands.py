@@ -40,6 +40,7 @@ from semcast.video.writer import VideoWriter
 
 PRECISIONS = ("auto", "bf16", "fp32")
 ROWS_FILE = "rows.jsonl"
+SNR_MAX_DB = 100.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def understand(typed: Common) -> Request:
     else:
         snrs = [one_number(typed.snr, "--snr", typed.command)]
         cbrs = [one_number(typed.cbr, "--cbr", typed.command, example="0.02")]
+    for snr in [*snrs, *([] if typed.csi_snr is None else [typed.csi_snr])]:
+        if not abs(snr) <= SNR_MAX_DB:
+            raise InputError(
+                f"an SNR of {snr:g} dB makes no sense; give --snr and --csi-snr between -{SNR_MAX_DB:g} and {SNR_MAX_DB:g}"
+            )
     for cbr in cbrs:
         if not 0 < cbr <= 4:
             raise InputError(f"--cbr {cbr:g} is impossible; give channel uses per source value above 0 and up to 4, e.g. 0.02")
@@ -155,18 +161,13 @@ def _finish(comparison: Comparison, report: Path | None, json: Path | None) -> N
 def _load_all(wanted: list[str], condition: str, weights: list[Path]) -> list[Loaded]:
     """Systems with their weights, each checkpoint going to the system that it names."""
     folders = {weights_name(folder): folder for folder in weights}
-    loaded = []
+    chosen: dict[str, Path | None] = {}
     for name in wanted:
-        folder = folders.pop(name, None)
-        if folder is None:
-            folder = next((folders.pop(key) for key in list(folders) if key.partition(":")[0] == name), None)
-            if folder is not None:
-                name = weights_name(folder)
-        loaded.append(load_system(name, condition=condition, weights=folder))
-    if folders:
-        name, folder = next(iter(folders.items()))
+        fits = [key for key in folders if name in (key, key.partition(":")[0])]
+        chosen[fits[0] if fits else name] = folders.pop(fits[0]) if fits else None
+    for name, folder in folders.items():
         raise WeightsError(f"the weights in {folder} belong to {name}, which is not among --systems {','.join(wanted)}")
-    return loaded
+    return [load_system(name, condition=condition, weights=folder) for name, folder in chosen.items()]
 
 
 def _check_seeds(plan: Plan) -> None:
