@@ -37,8 +37,8 @@ RAW, RUNS = 0, 1
 LOST_PACKET = 0xFFFFFFFF
 HEADER_MAX, STREAM_MAX, NAME_MAX = 1024, 1 << 30, 255
 SIDE_MIN, SIDE_MAX = 64, 16384
-PIXELS_MAX = 1 << 25  # of a frame: 8K with room
-STEP_PIXELS_MAX = 1 << 28  # of all frames of a step
+PIXELS_MAX = 1 << 24  # of a frame: 4K with room
+STEP_PIXELS_MAX = 1 << 27  # of all frames of a step: 64 of 1080p; a hostile file can ask for no more than these
 FPS_MAX, CBR_MAX = 1000.0, 4.0
 
 _RECORD, _CRC = struct.Struct("<BI"), struct.Struct("<I")
@@ -50,6 +50,15 @@ def as_sent(fmt: Format) -> Format:
     return unpack_header(pack_header(fmt))
 
 
+def _check_header(path: Path, fmt: Format) -> None:
+    """Raise AirFileError unless frames, rate and CBR are of a size that a receiver can be asked to handle."""
+    sides = (fmt.height, fmt.width)
+    if min(sides) < SIDE_MIN or max(sides) > SIDE_MAX or fmt.height * fmt.width > PIXELS_MAX:
+        raise AirFileError(f"{path}: the session header asks for frames of {fmt.width}x{fmt.height}, which is out of range")
+    if not (0 < fmt.fps <= FPS_MAX and 0 < fmt.cbr <= CBR_MAX):
+        raise AirFileError(f"{path}: the session header asks for {fmt.fps:g} fps at CBR {fmt.cbr:g}, which is out of range")
+
+
 class AirWriter:
     """Write an air file step by step; use it as a context, which closes it with the end record unless an error ends it.
 
@@ -57,12 +66,13 @@ class AirWriter:
         path: made or replaced. fmt: session header.
 
     Raises:
-        AirFileError: the file cannot be written.
+        AirFileError: the file cannot be written, or its frames are larger than a reader accepts.
     """
 
     def __init__(self, path: str | Path, fmt: Format) -> None:
-        self.path = Path(path)
+        self.path, self.fmt = Path(path), fmt
         self.steps = 0
+        _check_header(self.path, fmt)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file: BinaryIO = self.path.open("wb")
@@ -89,8 +99,12 @@ class AirWriter:
         """Append what arrived in one step, ``n_frames`` frame times long.
 
         Raises:
-            AirFileError: the disk is full. ContractError: a training stand-in, a batch, or a stream of more than 1 GiB.
+            AirFileError: the disk is full, or the step is larger than a reader accepts. ContractError: a training stand-in, a
+            batch, or a stream of more than 1 GiB.
         """
+        if n_frames * self.fmt.height * self.fmt.width > STEP_PIXELS_MAX:
+            size = f"{n_frames} frames of {self.fmt.width}x{self.fmt.height} in one step"
+            raise AirFileError(f"{self.path}: {size} are more than an air file may hold; scale them with --size WxH")
         self._record(STEP, _STEP.pack(n_frames, len(received)))
         for name, stream in received.items():
             payload = _pack_stream(name, stream)
@@ -185,15 +199,7 @@ class AirReader:
             fmt = unpack_header(payload)
         except ValueError as error:
             raise AirFileError(f"{self.path}: the session header is damaged ({error})") from error
-        sides = (fmt.height, fmt.width)
-        if min(sides) < SIDE_MIN or max(sides) > SIDE_MAX or fmt.height * fmt.width > PIXELS_MAX:
-            raise AirFileError(
-                f"{self.path}: the session header asks for frames of {fmt.width}x{fmt.height}, which is out of range"
-            )
-        if not (0 < fmt.fps <= FPS_MAX and 0 < fmt.cbr <= CBR_MAX):
-            raise AirFileError(
-                f"{self.path}: the session header asks for {fmt.fps:g} fps at CBR {fmt.cbr:g}, which is out of range"
-            )
+        _check_header(self.path, fmt)
         return fmt
 
     def __iter__(self) -> Iterator[tuple[Received, int]]:
