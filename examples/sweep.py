@@ -1,6 +1,6 @@
-"""One system, one scene, several SNRs, from Python: the rows that `semcast compare` writes.
+"""Two systems, one scene, several SNRs, from Python: the rows that `semcast compare` writes.
 
-    python examples/sweep.py
+python examples/sweep.py
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from semcast.video.steps import steps
 
 def main() -> None:
     (clip,) = open_clips("scene:demo", size=(128, 96), max_frames=4)
-    for name in ("h265-ldpc", "linear-jscc"):
+    for name in ("h265-ldpc", "h264-ldpc"):
         system, weights = make_system(name)
         for snr_db in (2.0, 10.0, 18.0):
             link, ledger, metrics = Link("awgn", snr_db=snr_db, cbr=0.06).eval(), Ledger(), MetricSet(["psnr_rgb_db"])
@@ -23,7 +23,9 @@ def main() -> None:
             with torch.inference_mode():
                 for result in run(system, source, link, ledger, fmt=fmt, generator=torch.Generator().manual_seed(0)):
                     metrics.update_step(result.step, result.decoded)
-            print(f"{name:12} {snr_db:4.0f} dB  CBR {ledger.cbr:.4f}  PSNR {metrics.compute()['psnr_rgb_db']:.2f} dB  {ledger.streams()}")
+            print(
+                f"{name:12} {snr_db:4.0f} dB  CBR {ledger.cbr:.4f}  PSNR {metrics.compute()['psnr_rgb_db']:.2f} dB  {ledger.streams()}"
+            )
 
 
 if __name__ == "__main__":

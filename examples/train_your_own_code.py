@@ -1,6 +1,6 @@
 """Train a tiny joint source-channel code of picture blocks over a fading link, in plain PyTorch.
 
-    python examples/train_your_own_code.py
+python examples/train_your_own_code.py
 """
 
 from __future__ import annotations

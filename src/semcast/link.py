@@ -180,7 +180,9 @@ class Link(nn.Module):
         air = LinkAir(self, generator)
         for attempt in range(HEADER_ATTEMPTS):
             mcs = self.header_modem.select(float(self.told_snr_db.mean()) - 3 if attempt == 0 else -100.0, self._gains())
+            clock = self.clock
             arrived, uses = self.header_modem.transport([packet], air, mcs, generator=generator)
+            self._book(ledger, Charge("session", "pilots", self.clock - clock - uses.uses))
             self._book(ledger, Charge("session", "header", uses.data_uses + uses.control_uses, uses.info_bits, uses.coded_bits, 1,
                                       int(arrived[0] is None)))  # fmt: skip
             if arrived[0] is not None:
@@ -315,7 +317,7 @@ class Link(nn.Module):
                                       uses.blocks, uses.blocks_lost, uses.retransmissions))  # fmt: skip
             self._book(ledger, Charge(name, "control", uses.control_uses))
             self._book(ledger, Charge(name, "feedback", uses.feedback_uses))
-            self._book(ledger, Charge(name, "pilots", self.channel.pilot_uses(sent) if sent else 0))
+            self._book(ledger, Charge(name, "pilots", sent - uses.uses))
             arrived.append(out)
         return arrived
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from semcast.metrics.base import FrameMetric
 from semcast.modems import MODEMS, make_modem
 from semcast.registry import Registry
 from semcast.systems import SYSTEMS
-from semcast.types import Analog, Decoded, Digital, Packet, RxAnalog, Step
+from semcast.types import Analog, Decoded, Digital, Format, Packet, RxAnalog, Step
 
 REGISTRIES: list[Registry] = [SYSTEMS, CHANNELS, MODEMS, METRICS, GOALS]
 SPECIFICATIONS = sorted({text for name in CHANNELS for text in (name, CHANNELS.get(name).example)} - {"trace"})
@@ -99,6 +101,20 @@ def test_packets_over_every_channel(spec: str) -> None:
     assert all(got in (None, packet.data) for got, packet in zip(arrived[0], packets, strict=True))
     assert ledger.total(kind="digital") > 0
     assert ledger.total("info_bits") == 8 * 350
+    assert ledger.channel_uses - ledger.total(kind="feedback") == link.clock
+
+
+@every_channel
+def test_the_whole_session_is_charged(spec: str) -> None:
+    """Header, packets and symbols with all their pilots: what the clock counts is what the ledger holds."""
+    random = torch.Generator().manual_seed(0)
+    snr_db = 15.0 - 10 * math.log10(make_channel(spec).mean_gain)  # path loss counts its SNR at the transmitter
+    link, ledger = Link(spec, snr_db=snr_db).eval(), Ledger()
+    link.open(Format(64, 64, system="toy", cbr=0.1), ledger, generator=random)
+    link.send(
+        {"a": Analog(torch.ones(1, 700, dtype=torch.complex64)), "p": Digital([[Packet(b"x" * 90)]])}, ledger, generator=random
+    )
+    assert ledger.channel_uses == link.clock
 
 
 @every_channel

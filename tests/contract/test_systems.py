@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -48,17 +49,21 @@ def built(spec: SystemSpec, preset: str) -> System:
     return fresh(spec, preset)
 
 
+LADDER = [1 / 12, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0]
+
+
 def affordable_cbr(system: System, height: int, width: int, at_least: float = 1 / 12) -> float:
-    """The lowest CBR of a coarse ladder that the system accepts; some serve one rate only, and padding costs."""
-    cbr = at_least
-    while cbr < 1:
-        try:
-            system.start(Format(height, width, system=system.name, preset=system.preset, cbr=cbr), "tx")
-        except BudgetError:
-            cbr *= 1.25
-        else:
+    """The lowest CBR of a coarse ladder at which one frame and the session header fit: some serve one rate only, and padding costs."""
+    frame = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    for cbr in (rung for rung in LADDER if rung >= at_least):
+        fmt = Format(height, width, system=system.name, preset=system.preset, cbr=cbr)
+        link = Link("awgn", snr_db=10.0, cbr=cbr, phy="capacity" if system.modem_kind == "capacity" else "fast").eval()
+        with contextlib.suppress(BudgetError), torch.no_grad():
+            list(
+                run(system, [Step(frame[None], last=True)], link, Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0))
+            )
             return cbr
-    raise AssertionError(f"{system.name} accepts no CBR below 1")
+    raise AssertionError(f"{system.name} accepts no CBR up to {LADDER[-1]}")
 
 
 def budget_uses(session: Any) -> int:
@@ -113,7 +118,7 @@ def test_frames_out_equal_frames_in(spec: SystemSpec, preset: str, odd_session: 
     assert odd_session.shown.shape == odd_session.sent.shape
     assert odd_session.shown.dtype == torch.float32
     assert bool(torch.isfinite(odd_session.shown).all())
-    assert 0 <= float(odd_session.shown.min())
+    assert float(odd_session.shown.min()) >= 0
     assert float(odd_session.shown.max()) <= 1
 
 
@@ -128,7 +133,7 @@ def test_any_size_and_length(spec: SystemSpec, preset: str, t: int, height: int,
 @pytest.mark.parametrize(("spec", "preset"), CASES)
 def test_one_frame_of_the_smallest_size(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
-    session = hold(system, clip(1, 64, 64), cbr=affordable_cbr(system, 64, 64, 0.12))
+    session = hold(system, clip(1, 64, 64), cbr=affordable_cbr(system, 64, 64))
     assert session.shown.shape == (1, 3, 64, 64)
 
 
@@ -161,7 +166,7 @@ def test_global_randomness_is_left_alone(spec: SystemSpec, preset: str, hold: Ho
     system = built(spec, preset)
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
-    hold(system, clip(1, 64, 64), cbr=affordable_cbr(system, 64, 64, 0.12))
+    hold(system, clip(1, 64, 64), cbr=affordable_cbr(system, 64, 64))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -229,14 +234,14 @@ def test_encoder_leaves_its_input_alone(spec: SystemSpec, preset: str, clip: Cli
     frames = clip(2, 64, 80)
     copy = frames.clone()
     system = built(spec, preset)
-    hold(system, frames, cbr=affordable_cbr(system, 64, 80, 0.12))
+    hold(system, frames, cbr=affordable_cbr(system, 64, 80))
     assert torch.equal(frames, copy)
 
 
 @pytest.mark.parametrize(("spec", "preset"), CASES)
 def test_sessions_do_not_leak_into_each_other(spec: SystemSpec, preset: str, odd_session: Any, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
-    hold(system, clip(2, 96, 64, seed=5), cbr=affordable_cbr(system, 96, 64, 0.1))
+    hold(system, clip(2, 96, 64, seed=5), cbr=affordable_cbr(system, 96, 64))
     again = hold(system, clip(3, 65, 79), cbr=odd_session.fmt.cbr)
     assert torch.equal(again.shown, odd_session.shown)
 
@@ -249,7 +254,7 @@ def test_sessions_do_not_leak_into_each_other(spec: SystemSpec, preset: str, odd
 def test_lost_packets_never_raise(spec: SystemSpec, preset: str, channel: str, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
     frames = clip(4, 64, 72)
-    cbr = affordable_cbr(system, 64, 72, 0.12)
+    cbr = affordable_cbr(system, 64, 72)
     fmt = Format(64, 72, system=system.name, preset=system.preset, cbr=cbr)
     link = Link(channel, snr_db=10.0, cbr=cbr, phy="capacity" if system.modem_kind == "capacity" else "fast").eval()
     tx, rx = system.start(fmt, "tx"), system.start(fmt, "rx")
@@ -318,8 +323,10 @@ def test_shipped_weights_load_and_carry_a_card(spec: SystemSpec) -> None:
 @pytest.mark.parametrize(("spec", "preset"), TRAINED)
 def test_a_training_step_reaches_every_parameter(spec: SystemSpec, preset: str, clip: Clip) -> None:
     system = fresh(spec, preset).train()
+    if not any(parameter.requires_grad for parameter in system.parameters()):
+        pytest.skip("its weights are computed in closed form: no parameter has a gradient")
     frames = torch.stack([clip(system.frames_per_step, 64, 64, seed=s) for s in range(2)])
-    cbr = affordable_cbr(system, 64, 64)
+    cbr = affordable_cbr(built(spec, preset), 64, 64)
     link = Link("awgn", snr_db=torch.tensor([3.0, 12.0]), cbr=cbr).train()
     fmt = Format(64, 64, system=spec.name, preset=preset, cbr=cbr)
     results = list(run(system, [Step(frames)], link, Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0)))

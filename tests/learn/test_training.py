@@ -40,7 +40,9 @@ def build(config: SmallConfig | PaperConfig) -> DeepJscc:
 
 
 def plan(preset: str, steps: int, **stage: Any) -> Schedule:
-    only = Stage(**{"name": "only", "steps": steps, "batch": 4, "size": 64, "warmup": 1, "lr": 2e-3, "snr_db": (5.0, 15.0), **stage})
+    only = Stage(
+        **{"name": "only", "steps": steps, "batch": 4, "size": 64, "warmup": 1, "lr": 2e-3, "snr_db": (5.0, 15.0), **stage}
+    )
     return Schedule(system="deepjscc", preset=preset, ema=0.9, validate_every=1000, save_every=1000, stages=(only,))
 
 
@@ -157,7 +159,7 @@ def test_crops_are_a_function_of_the_seed(corpus: Corpus) -> None:
     assert one.shape == (3, 2, 3, 64, 64)
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
-    assert 0 <= float(one.min())
+    assert float(one.min()) >= 0
     assert float(one.max()) <= 1
 
 
