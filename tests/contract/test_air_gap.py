@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from semcast import checkpoint
-from semcast.air import AirWriter
-from semcast.studies.session import Loaded, Radio, load_system, transmit_clip
+from semcast.studies.session import Loaded, Radio, load_system, send_clip
 from semcast.systems import SYSTEMS
-from semcast.types import Format, StepResult
+from semcast.types import StepResult
 from semcast.video.io import open_clips
 
 NAMES = [f"{name}:{preset}" for name in SYSTEMS for preset in SYSTEMS.get(name).presets]
@@ -78,20 +77,13 @@ def sessions(tmp_path_factory: pytest.TempPathFactory, threads: None) -> dict[st
     for name in NAMES:
         loaded, weights = ready(name, folder)
         air, out = folder / f"{name.replace(':', '-')}.air", folder / f"{name.replace(':', '-')}.npy"
-        writer: list[AirWriter] = []
         frames: list[np.ndarray] = []
 
-        def start(fmt: Format, air: Path = air, writer: list[AirWriter] = writer) -> None:
-            writer.append(AirWriter(air, fmt))
-
-        def step(result: StepResult, writer: list[AirWriter] = writer, frames: list[np.ndarray] = frames) -> None:
-            assert result.received is not None
+        def keep(result: StepResult, frames: list[np.ndarray] = frames) -> None:
             assert result.decoded.frames is not None
-            writer[0].write(result.received, result.step.frames.shape[1])
             frames.append(result.decoded.frames[0].numpy().copy())
 
-        transmit_clip(loaded, clip, RADIO, seed=5, metrics=(), on_start=start, on_step=step)
-        writer[0].close()
+        send_clip(loaded, clip, RADIO, air, seed=5, metrics=(), on_step=keep)
         found[name] = Sent(air, np.concatenate(frames), out)
         jobs.append({"air": str(air), "weights": None if weights is None else str(weights), "out": str(out)})
     orders = json.dumps({"threads": THREADS, "jobs": jobs})

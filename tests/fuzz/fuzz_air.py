@@ -26,12 +26,10 @@ from pathlib import Path
 import torch
 
 from semcast import air, checkpoint
-from semcast.air import AirWriter
 from semcast.app.cli import main
 from semcast.link import pack_header, unpack_header
-from semcast.studies.session import Radio, load_system, transmit_clip
+from semcast.studies.session import Radio, load_system, send_clip
 from semcast.systems import SYSTEMS
-from semcast.types import Format, StepResult
 from semcast.video.io import open_clips
 
 SYSTEMS_FUZZED = ("linear-jscc", "freeze", "jpeg-ldpc", "mjpeg-ldpc", "h264-ldpc", "h265-ldpc", "deepjscc:small")
@@ -57,22 +55,15 @@ def make_bases(folder: Path, names: tuple[str, ...] = SYSTEMS_FUZZED) -> list[Ba
     for index, name in enumerate(name for name in names if name.partition(":")[0] in SYSTEMS):
         weights = None
         base, _, preset = name.partition(":")
+        preset = preset or SYSTEMS.get(base).presets[0]
         if SYSTEMS.get(base).trained:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 weights = checkpoint.save(SYSTEMS.get(base).make(preset, "strong"), folder / base, {"data": ["none"]})
         clip = open_clips("scene:demo", size=SIZES[index % len(SIZES)], max_frames=4)[0]
-        path, writers = folder / f"{index}.air", []
-
-        def start(fmt: Format, path: Path = path, writers: list[AirWriter] = writers) -> None:
-            writers.append(AirWriter(path, fmt))
-
-        def step(result: StepResult, writers: list[AirWriter] = writers) -> None:
-            writers[0].write(result.received or {}, result.step.frames.shape[1])
-
+        path = folder / f"{index}.air"
         radio = Radio("erasure:plr=0.1", snr_db=12.0, cbr=1 / 4)
-        transmit_clip(load_system(name, weights=weights), clip, radio, metrics=(), on_start=start, on_step=step)
-        writers[0].close()
+        send_clip(load_system(name, weights=weights), clip, radio, path, metrics=())
         bases.append(Base(name, path.read_bytes(), weights))
     return bases
 

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from semcast.air import AirWriter
 from semcast.app import show
 from semcast.app.options import Common, check_choice, check_output, frame_size, names, numbers, one_number
 from semcast.channels import make_channel
 from semcast.errors import AirFileError, InputError, WeightsError
 from semcast.metrics.base import MetricSet
 from semcast.studies.compare import Comparison, Plan
-from semcast.studies.rows import Row, write_json
+from semcast.studies.rows import write_json
 from semcast.studies.session import (
     Loaded,
     Precision,
@@ -28,12 +27,13 @@ from semcast.studies.session import (
     check_goal,
     default_metrics,
     load_system,
+    send_clip,
     session_format,
     transmit_clip,
     weights_name,
 )
 from semcast.studies.session import receive as open_air
-from semcast.types import Format, StepResult
+from semcast.types import StepResult
 from semcast.video.clip import Clip
 from semcast.video.io import open_clips
 from semcast.video.writer import VideoWriter
@@ -41,6 +41,7 @@ from semcast.video.writer import VideoWriter
 PRECISIONS = ("auto", "bf16", "fp32")
 ROWS_FILE = "rows.jsonl"
 SNR_MAX_DB = 100.0
+OnStep = Callable[[StepResult], None]
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,24 @@ def transmit(typed: Common, system: str, output: Path | None, json: Path | None,
     rows = []
     for clip in request.clips:
         target = output / f"{clip.name}.mp4" if output and several else output
-        with _sink(clip, target) as consume:
-            rows.append(_one(typed, request, loaded, clip, on_step=consume))
+        with _sink(clip, target) as consume, _frames_of(loaded, clip) as advance:
+
+            def step(result: StepResult, consume: OnStep = consume, advance: OnStep = advance) -> None:
+                consume(result)
+                advance(result)
+
+            done = transmit_clip(
+                loaded,
+                clip,
+                request.radio,
+                goal=typed.goal,
+                seed=typed.seed,
+                metrics=request.metrics,
+                precision=request.precision,
+                assumed_free=typed.assumed_free,
+                on_step=step,
+            )
+        rows.append(done.row)
         show.outcome(rows[-1])
         if target:
             print(f"wrote {target}")
@@ -207,24 +224,19 @@ def send(typed: Common, system: str, air: Path, json: Path | None, weights: Path
         raise InputError(f"{typed.source} holds {len(request.clips)} clips, `semcast send` takes one; name a file in it")
     loaded = load_system(system, condition=typed.condition, weights=weights)
     check_goal(loaded, typed.goal)
-    partial = air.with_name(air.name + ".part")
-    writer: AirWriter | None = None
-
-    def start(fmt: Format) -> None:
-        nonlocal writer
-        writer = AirWriter(partial, fmt)
-
-    def step(result: StepResult) -> None:
-        assert writer is not None
-        writer.write(result.received or {}, result.step.frames.shape[1])
-
-    try:
-        row = _one(typed, request, loaded, request.clips[0], on_start=start, on_step=step)
-        assert writer is not None
-        writer.close()
-        partial.replace(air)
-    finally:
-        partial.unlink(missing_ok=True)
+    clip = request.clips[0]
+    with _frames_of(loaded, clip) as advance:
+        row = send_clip(
+            loaded,
+            clip,
+            request.radio,
+            air,
+            goal=typed.goal,
+            seed=typed.seed,
+            metrics=request.metrics,
+            precision=request.precision,
+            on_step=advance,
+        )
     show.outcome(row)
     print(f"wrote {air} ({air.stat().st_size:,} bytes)")
     if json:
@@ -258,40 +270,16 @@ def receive(
     print(f"wrote {output}")
 
 
-def _one(
-    typed: Common,
-    request: Request,
-    loaded: Loaded,
-    clip: Clip,
-    *,
-    on_start: Callable[[Format], None] | None = None,
-    on_step: Callable[[StepResult], None] | None = None,
-) -> Row:
-    """One clip at one operating point, with a progress bar over its frames."""
+@contextmanager
+def _frames_of(loaded: Loaded, clip: Clip) -> Iterator[OnStep]:
+    """A progress bar over the frames of one transmission; what it yields moves it on."""
     with progress() as display:
-        task: TaskID = display.add_task(f"{loaded.system.name}, {clip.name}", total=clip.n_frames)
-
-        def step(result: StepResult) -> None:
-            if on_step:
-                on_step(result)
-            display.advance(task, result.step.frames.shape[1])
-
-        return transmit_clip(
-            loaded,
-            clip,
-            request.radio,
-            goal=typed.goal,
-            seed=typed.seed,
-            metrics=request.metrics,
-            precision=request.precision,
-            assumed_free=typed.assumed_free,
-            on_start=on_start,
-            on_step=step,
-        ).row
+        task = display.add_task(f"{loaded.system.name}, {clip.name}", total=clip.n_frames)
+        yield lambda result: display.advance(task, result.step.frames.shape[1])
 
 
 @contextmanager
-def _sink(clip: Clip, target: Path | None) -> Iterator[Callable[[StepResult], None]]:
+def _sink(clip: Clip, target: Path | None) -> Iterator[OnStep]:
     """What takes the decoded frames of a session to a video file, or nowhere."""
     if target is None:
         yield lambda result: None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import semcast
 from semcast import checkpoint
-from semcast.air import AirReader, as_sent, play
+from semcast.air import AirReader, AirWriter, as_sent, play
 from semcast.errors import InputError, WeightsError
 from semcast.goals import GOALS
 from semcast.ledger import Ledger
@@ -213,6 +213,45 @@ def transmit_clip(
     finally:
         measures.close()
     return SessionResult(row, tally.moment)
+
+
+def send_clip(
+    loaded: Loaded,
+    clip: Clip,
+    radio: Radio,
+    path: str | Path,
+    *,
+    goal: str = "watch",
+    seed: int = 0,
+    metrics: Sequence[str] = ("psnr_rgb_db",),
+    precision: Precision = "auto",
+    on_step: Callable[[StepResult], None] | None = None,
+) -> Row:
+    """Send a clip as :func:`transmit_clip` does, and write what crossed the air to an air file, which appears when it is whole.
+
+    Raises:
+        AirFileError: the file cannot be written. And what ``transmit_clip`` raises.
+    """
+    target = Path(path)
+    partial = target.with_name(target.name + ".part")
+    with contextlib.ExitStack() as stack:
+        stack.callback(partial.unlink, missing_ok=True)
+        writers: list[AirWriter] = []
+
+        def start(fmt: Format) -> None:
+            writers.append(stack.enter_context(AirWriter(partial, fmt)))
+
+        def step(result: StepResult) -> None:
+            writers[0].write(result.received or {}, result.step.frames.shape[1])
+            if on_step:
+                on_step(result)
+
+        row = transmit_clip(
+            loaded, clip, radio, goal=goal, seed=seed, metrics=metrics, precision=precision, on_start=start, on_step=step
+        ).row
+        writers[0].close()
+        partial.replace(target)
+    return row
 
 
 class _Tally:
