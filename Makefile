@@ -46,7 +46,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 fuzz: $(STAMP)
-	$(BIN)/python -m pytest -m 'slow or not slow' -k fuzz
+	$(BIN)/python tests/fuzz/fuzz_air.py --count 2000
 
 golden: $(STAMP)
 	$(BIN)/python tests/golden/regenerate.py

@@ -23,9 +23,8 @@ def main() -> None:
             with torch.inference_mode():
                 for result in run(system, source, link, ledger, fmt=fmt, generator=torch.Generator().manual_seed(0)):
                     metrics.update_step(result.step, result.decoded)
-            print(
-                f"{name:12} {snr_db:4.0f} dB  CBR {ledger.cbr:.4f}  PSNR {metrics.compute()['psnr_rgb_db']:.2f} dB  {ledger.streams()}"
-            )
+            psnr_db = metrics.compute()["psnr_rgb_db"]
+            print(f"{name:12} {snr_db:4.0f} dB  CBR {ledger.cbr:.4f}  PSNR {psnr_db:.2f} dB  {ledger.streams()}")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ def load(system: System, folder: str | Path) -> str:
     want = f"{system.name}:{system.preset}"
     try:
         config = json.loads((source / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError("config.json holds no object")
         tensors = load_file(source / "model.safetensors")
     except (ValueError, SafetensorError) as error:
         raise WeightsError(f"the checkpoint {source} is damaged: {error}") from error

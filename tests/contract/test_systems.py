@@ -53,7 +53,7 @@ LADDER = [1 / 12, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0]
 
 
 def affordable_cbr(system: System, height: int, width: int, at_least: float = 1 / 12) -> float:
-    """The lowest CBR of a coarse ladder at which one frame and the session header fit: some serve one rate only, and padding costs."""
+    """The lowest CBR of a coarse ladder at which one frame and the session header fit: some serve one rate, padding costs."""
     frame = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     for cbr in (rung for rung in LADDER if rung >= at_least):
         fmt = Format(height, width, system=system.name, preset=system.preset, cbr=cbr)
@@ -145,7 +145,7 @@ def test_what_needs_no_training_shows_the_picture(spec: SystemSpec, preset: str,
     assert session.psnr_db > of_grey + 6
 
 
-# -- determinism ---------------------------------------------------------------------------------------------------------------
+# -- determinism -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spec", "preset"), CASES)
@@ -170,7 +170,7 @@ def test_global_randomness_is_left_alone(spec: SystemSpec, preset: str, hold: Ho
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-# -- the ledger ------------------------------------------------------------------------------------------------------------------
+# -- the ledger --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spec", "preset"), CASES)
@@ -213,7 +213,7 @@ def test_budget_is_used(spec: SystemSpec, preset: str, odd_session: Any) -> None
     assert budget_uses(odd_session) > odd_session.fmt.cbr * odd_session.ledger.source_values / 3
 
 
-# -- both sides --------------------------------------------------------------------------------------------------------------------
+# -- both sides --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spec", "preset"), CASES)
@@ -246,7 +246,7 @@ def test_sessions_do_not_leak_into_each_other(spec: SystemSpec, preset: str, odd
     assert torch.equal(again.shown, odd_session.shown)
 
 
-# -- losses ------------------------------------------------------------------------------------------------------------------------
+# -- losses ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spec", "preset"), CASES)
@@ -283,7 +283,7 @@ def test_a_link_that_lies_costs_quality_not_frames(spec: SystemSpec, preset: str
     assert lie.psnr_db < truth.psnr_db
 
 
-# -- weights -----------------------------------------------------------------------------------------------------------------------
+# -- weights -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spec", "preset"), TRAINED)
@@ -317,7 +317,7 @@ def test_shipped_weights_load_and_carry_a_card(spec: SystemSpec) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 10e6
 
 
-# -- training ----------------------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("spec", "preset"), TRAINED)

@@ -53,7 +53,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff" * 64, b"\xff\xff\xff\xff\xff\xff\xff\x7f{}"])
 def test_damaged_files(saved: Path, file: str, content: bytes) -> None:
     (saved / file).write_bytes(content)
     with pytest.raises(WeightsError, match="damaged"):
