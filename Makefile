@@ -4,7 +4,9 @@
 # make fuzz     thousands of damaged air files against `semcast receive`
 # make test-slow, make wheel, make golden, make clean
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# The first that runs and is new enough; a name on the path may be a shim of nothing.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.semcast-installed
@@ -16,7 +18,7 @@ install: $(STAMP)
 
 # torch first: resolved on its own it comes as one wheel from whichever index is configured, and nothing else can move it.
 $(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or newer"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it, or say make PYTHON=/path/to/python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)'

@@ -232,7 +232,7 @@ def test_a_mismatch_changes_what_is_told_and_nothing_else() -> None:
     (b,), _ = carry(lie, x)
     assert torch.equal(a.y, b.y)
     assert torch.equal(a.noise_var, b.noise_var)
-    (csi_truth, budget_truth), (csi_lie, budget_lie) = truth.grant(step(3)), lie.grant(step(3))
+    (csi_truth, budget_truth), (csi_lie, budget_lie) = (link.eval().grant(step(6)) for link in (truth, lie))
     assert (float(csi_truth.snr_db), float(csi_lie.snr_db)) == (5.0, 15.0)
     assert csi_lie.bits_per_use > csi_truth.bits_per_use
     assert budget_lie.uses == budget_truth.uses > 0
