@@ -27,6 +27,7 @@ from semcast.studies.session import (
     check_goal,
     default_metrics,
     load_system,
+    resolve_precision,
     send_clip,
     session_format,
     transmit_clip,
@@ -93,8 +94,7 @@ def understand(typed: Common) -> Request:
     for cbr in cbrs:
         if not 0 < cbr <= 4:
             raise InputError(f"--cbr {cbr:g} is impossible; give channel uses per source value above 0 and up to 4, e.g. 0.02")
-    metrics = default_metrics(typed.goal) if typed.metrics is None else names(typed.metrics, "--metrics")
-    MetricSet(metrics).close()
+    metrics = _metrics(typed)
     clips = open_clips(
         typed.source, size=frame_size(typed.size), fps=typed.fps, stills=typed.stills, max_frames=typed.max_frames
     )
@@ -102,6 +102,15 @@ def understand(typed: Common) -> Request:
         typed.channels[0], snrs[0], cbrs[0], typed.csi_snr, typed.phy, typed.harq, typed.mcs, typed.bandwidth_hz, typed.power_w
     )
     return Request(clips, radio, snrs, cbrs, metrics, precision)
+
+
+def _metrics(typed: Common) -> list[str]:
+    """The metrics asked for, or those of the goal that can be measured here."""
+    wanted = default_metrics(typed.goal) if typed.metrics is None else names(typed.metrics, "--metrics")
+    measures = MetricSet(wanted)
+    missing = measures.unavailable() if typed.metrics is None else {}
+    measures.close()
+    return [name for name in wanted if name not in missing]
 
 
 # compare ------------------------------------------------------------------------------------------------------------------
@@ -155,7 +164,7 @@ def _finish(comparison: Comparison, report: Path | None, json: Path | None) -> N
         print(f"wrote {write_json(json, comparison.rows)}")
     if report:
         command = shlex.join(["semcast", *sys.argv[1:]])
-        facts = {"threads": str(torch.get_num_threads()), "precision": comparison.plan.precision}
+        facts = {"threads": str(torch.get_num_threads()), "precision": resolve_precision(comparison.plan.precision)}
         print(f"wrote {comparison.report(report, command, facts)}")
 
 

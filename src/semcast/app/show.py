@@ -126,18 +126,25 @@ def _plain(text: str) -> str:
 
 
 def channels() -> None:
-    """Print every registered channel with its options."""
+    """Print every registered channel with its options; those that all of them have come once, at the end."""
     from semcast.channels import describe_channels
+    from semcast.channels.options import ChannelOptions, describe_options
 
     out = console()
+    common = {option["key"] for option in describe_options(ChannelOptions)}
     for channel in describe_channels():
-        out.print(
-            f"[bold]{channel['name']}[/bold]  {_plain(channel['summary'])}  [dim]--channel {_plain(channel['example'])}[/dim]"
-        )
+        example = _plain(f"--channel {channel['example']}")
+        out.print(f"[bold]{channel['name']}[/bold]  {_plain(channel['summary'])}  [dim]{example}[/dim]")
         for option in channel["options"]:
-            kind = "|".join(option["choices"]) or {"float": "number", "int": "whole number", "bool": "flag"}.get(
-                option["type"], "text"
-            )
-            unit = f" in {option['unit']}" if option["unit"] else ""
-            default = "off" if option["default"] is None else option["default"]
-            out.print(f"    {option['key']}  {_plain(kind)}{unit}, default {default}: {_plain(option['doc'])}")
+            if option["key"] not in common:
+                _option(out, option)
+    out.print("[bold]every channel[/bold]")
+    for option in describe_options(ChannelOptions):
+        _option(out, option)
+
+
+def _option(out: Console, option: dict[str, Any]) -> None:
+    kind = "|".join(option["choices"]) or {"float": "number", "int": "whole number", "bool": "flag"}.get(option["type"], "text")
+    unit = f" in {option['unit']}" if option["unit"] else ""
+    default = "off" if option["default"] is None else option["default"]
+    out.print(f"    {option['key']}  {_plain(kind)}{_plain(unit)}, default {default}: {_plain(option['doc'])}")

@@ -91,7 +91,7 @@ def train(
         card = {
             "system": base,
             "preset": preset,
-            "data": [f"{data.name}/{source}" for source in corpus.sources],
+            "data": sources,
             "licence": licence,
         }
         try:

@@ -202,7 +202,7 @@ def transmit_clip(
         on_start(fmt)
     try:
         with arithmetic(loaded.spec, precision):
-            source = _outside_autocast(steps(clip, system.frames_per_step))
+            source = _outside_autocast(steps(clip, system.frames_per_step, labels=GOALS.get(goal).output != "frames"))
             for result in run(system, source, link, ledger, fmt=fmt, generator=torch.Generator().manual_seed(seed)):
                 with torch.autocast("cpu", enabled=False):
                     measures.update_step(result.step, result.decoded)
@@ -326,7 +326,7 @@ def _row(
         channel=link.channel.spec,
         condition=loaded.condition if loaded.spec.kind != "analog" else None,
         phy=phy,
-        mcs=link.mcs().name if packets else None,
+        mcs=_mcs_name(link, phy) if packets else None,
         gop=tally.gop,
         snr_db=None if ideal else radio.snr_db,
         csi_snr_db=None if ideal else told,
@@ -356,6 +356,12 @@ def _row(
         per_frame=per_frame,
         **values,
     )
+
+
+def _mcs_name(link: Link, phy: str) -> str:
+    """The scheme that adaptation picks at the told SNR; the ideal bound has only a rate."""
+    mcs = link.mcs()
+    return f"{mcs.efficiency:.2f} bits/use" if phy == "capacity" else mcs.name
 
 
 def receive(
