@@ -17,22 +17,21 @@ from semcast.ledger import Ledger
 from semcast.link import Link, pack_header
 from semcast.modems import bler, make_modem
 from semcast.modems.mcs import get_mcs
-from semcast.systems.deepjscc import DeepJscc, SmallConfig
+from semcast.systems.deepjscc import DeepJscc, PaperConfig
 from semcast.transmit import run
 from semcast.types import Format, Step
 from semcast.video.scenes import SCENES, open_scene
 
 FILE = Path(__file__).with_name("golden.json")
-TINY = SmallConfig(latents=64, width=16, fine_width=8, encoder_blocks=1, decoder_blocks=1, fine_blocks=1, pilots=8)
 
 
 def ledger_of_a_session() -> dict[str, Any]:
-    """Three frames of 79x65 with deep JSCC over OFDM with pilots: what every stream costs."""
-    system = DeepJscc(TINY).eval()
-    link, ledger = Link("tdl-c", snr_db=12.0, cbr=0.05).eval(), Ledger()
-    frames = torch.rand(3, 1, 1, 3, 65, 79, generator=torch.Generator().manual_seed(0))
+    """Three frames of 80x64 with the published deep JSCC over OFDM with pilots: what every stream costs."""
+    system = DeepJscc(PaperConfig()).eval()
+    link, ledger = Link("tdl-c", snr_db=12.0, cbr=0.1).eval(), Ledger()
+    frames = torch.rand(3, 1, 1, 3, 64, 80, generator=torch.Generator().manual_seed(0))
     steps = [Step(frame, {}, index, index == 2) for index, frame in enumerate(frames)]
-    fmt = Format(65, 79, 25.0, "watch", "deepjscc", "small", cbr=0.05)
+    fmt = Format(64, 80, 25.0, "watch", "deepjscc", "paper", cbr=0.1)
     with torch.no_grad():
         list(run(system, steps, link, ledger, fmt=fmt, generator=torch.Generator().manual_seed(0)))
     return {

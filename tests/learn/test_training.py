@@ -22,7 +22,7 @@ from semcast.training.schedule import Schedule, Stage, load_schedule
 
 pytest.importorskip("accelerate", reason="training needs the extra `train`")
 
-SMALL = SmallConfig(latents=128, width=32, fine_width=16, encoder_blocks=1, decoder_blocks=1, fine_blocks=1, pilots=8)
+SMALL = SmallConfig(classes=4, latents=128, width=32, fine_width=16, encoder_blocks=1, decoder_blocks=1, fine_blocks=1)
 PAPER = PaperConfig()
 
 
