@@ -9,24 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from echo_system import SPEC, registered
 from torch import Tensor
 
 from semcast import checkpoint
 from semcast.air import AirReader
 from semcast.errors import BudgetError, InputError, VideoError
 from semcast.studies.session import Loaded, Radio, load_system, resolve_precision, send_clip, session_format, transmit_clip
-from semcast.systems import SYSTEMS
 from semcast.types import StepResult
 from semcast.video.clip import Clip, VideoInfo
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    """deepjscc:small with random weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        system = SYSTEMS.get("deepjscc").make("small", "strong")
-    return load_system("deepjscc:small", weights=checkpoint.save(system, tmp_path_factory.mktemp("w") / "w", {}))
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
+    """The test system with weights of its own."""
+    with registered():
+        weights = checkpoint.save(SPEC.make("small", "strong"), tmp_path_factory.mktemp("w") / "w", {})
+        yield load_system("echo:small", weights=weights)
 
 
 def noise_clip(frames: int, *, damaged_at: int | None = None) -> Clip:
@@ -45,7 +44,7 @@ def test_no_step_outlives_the_next_but_one(loaded: Loaded) -> None:
 
     def count(result: StepResult) -> None:
         nonlocal most
-        alive.extend(weakref.ref(tensor) for tensor in (result.step.frames, result.decoded.frames, result.received["latent"].y))  # type: ignore[index,union-attr]
+        alive.extend(weakref.ref(tensor) for tensor in (result.step.frames, result.decoded.frames, result.received["pixels"].y))  # type: ignore[index,union-attr]
         alive[:] = [ref for ref in alive if ref() is not None]
         most = max(most, len(alive))
 
@@ -57,7 +56,7 @@ def test_no_step_outlives_the_next_but_one(loaded: Loaded) -> None:
 def test_the_row_adds_up(loaded: Loaded) -> None:
     radio = Radio("rayleigh", snr_db=8.0, cbr=0.07, csi_snr_db=3.0, bandwidth_hz=2e6, tx_power_w=0.5)
     row, moment = transmit_clip(loaded, noise_clip(4), radio, seed=9, keep_frame=2, metrics=("psnr_rgb_db", "psnr_y_db"))
-    assert (row.system, row.preset, row.weights, row.clip, row.seed) == ("deepjscc", "small", loaded.weights, "noise", 9)
+    assert (row.system, row.preset, row.weights, row.clip, row.seed) == ("echo", "small", loaded.weights, "noise", 9)
     assert (row.channel, row.snr_db, row.csi_snr_db, row.cbr_target) == ("rayleigh", 8.0, 3.0, 0.07)
     assert row.channel_uses == sum(row.streams.values()) == (row.analog_uses or 0) + (row.digital_uses or 0)
     assert row.cbr == pytest.approx((row.channel_uses or 0) / (3 * 64 * 80 * 4))

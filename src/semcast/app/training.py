@@ -88,6 +88,8 @@ def train(
                 said = time.monotonic()
                 print(f"step {turn.step} of {turn.steps}  {state}", flush=True)
 
+        name_of = data.resolve().name
+        sources = [name_of if source == "." else f"{name_of}/{source}" for source in corpus.sources]
         card = {
             "system": base,
             "preset": preset,

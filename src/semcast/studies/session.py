@@ -310,6 +310,7 @@ def _row(
     values: dict[str, Any] = measures.compute()
     per_frame: dict[str, list[float | None]] = {name: list(series) for name, series in measures.per_frame().items()}
     packets = ledger.total("packets_sent", kind="digital", free=None)
+    analog, digital = ledger.total(kind="analog"), ledger.total(kind=("digital", "header", "control"))
     footnotes = ledger.footnotes() + tally.notes
     footnotes += [f"{name} is not measured: {reason}" for name, reason in measures.unavailable().items()]
     ideal = link.channel.is_ideal
@@ -326,15 +327,17 @@ def _row(
         channel=link.channel.spec,
         condition=loaded.condition if loaded.spec.kind != "analog" else None,
         phy=phy,
-        mcs=_mcs_name(link, phy) if packets else None,
+        mcs=_mcs_name(link, phy)
+        if packets and digital > analog
+        else None,  # what few packets analog systems send goes its own way
         gop=tally.gop,
         snr_db=None if ideal else radio.snr_db,
         csi_snr_db=None if ideal else told,
         cbr_target=radio.cbr,
         cbr=ledger.cbr,
         channel_uses=ledger.channel_uses,
-        analog_uses=ledger.total(kind="analog"),
-        digital_uses=ledger.total(kind=("digital", "header", "control")),
+        analog_uses=analog,
+        digital_uses=digital,
         feedback_uses=ledger.total(kind="feedback"),
         info_bits=ledger.total("info_bits"),
         packets_sent=packets,
