@@ -39,7 +39,7 @@ HEADER_MAX, STREAM_MAX, NAME_MAX = 1024, 1 << 30, 255
 SIDE_MIN, SIDE_MAX = 64, 16384
 PIXELS_MAX = 1 << 24  # of a frame: 4K with room
 STEP_PIXELS_MAX = 1 << 27  # of all frames of a step: 64 of 1080p; a hostile file can ask for no more than these
-FPS_MAX, CBR_MAX = 1000.0, 4.0
+FPS_MIN, FPS_MAX, CBR_MAX = 0.01, 1000.0, 4.0
 
 _RECORD, _CRC = struct.Struct("<BI"), struct.Struct("<I")
 _STEP, _END, _PLANE = struct.Struct("<IH"), struct.Struct("<Q"), struct.Struct("<BI")
@@ -55,7 +55,7 @@ def _check_header(path: Path, fmt: Format) -> None:
     sides = (fmt.height, fmt.width)
     if min(sides) < SIDE_MIN or max(sides) > SIDE_MAX or fmt.height * fmt.width > PIXELS_MAX:
         raise AirFileError(f"{path}: the session header asks for frames of {fmt.width}x{fmt.height}, which is out of range")
-    if not (0 < fmt.fps <= FPS_MAX and 0 < fmt.cbr <= CBR_MAX):
+    if not (FPS_MIN <= fmt.fps <= FPS_MAX and 0 < fmt.cbr <= CBR_MAX):
         raise AirFileError(f"{path}: the session header asks for {fmt.fps:g} fps at CBR {fmt.cbr:g}, which is out of range")
 
 

@@ -170,6 +170,7 @@ def test_an_impossible_play_out_clock_is_refused(tmp_path: Path, n_frames: int) 
         FMT._replace(height=8, width=8),
         FMT._replace(height=16400),
         FMT._replace(fps=1e9),
+        FMT._replace(fps=1e-30),
         FMT._replace(cbr=1e30),
     ],
 )

@@ -67,7 +67,7 @@ class VideoWriter:
             raise SpecError(f"{path}: a video is written as {', '.join(SUFFIXES)}; choose one of these endings")
         if lossless and self.path.suffix.lower() == ".y4m":
             raise SpecError(f"{path}: y4m holds no RGB, so it is not lossless; write .mkv instead")
-        if not 0 < fps < 10_000:
+        if not 1e-3 <= fps < 10_000:
             raise SpecError(f"{path}: a rate of {fps} frames per second makes no sense; give a positive number")
 
     def _open(self) -> tuple[OutputContainer, VideoStream]:
