@@ -120,6 +120,10 @@ def make_system(name: str, *, condition: str = "strong", weights: str | Path | N
     if not spec.trained:
         if weights is not None:
             raise WeightsError(f"{base} has no weights to load; leave out --weights")
+        if spec.key:
+            inner, digest = make_system(spec.key, condition=condition)
+            system.key = inner
+            return system.eval(), digest
         return system.eval(), ""
     folder = shipped(base, preset) if weights is None else Path(weights)
     if folder is None:

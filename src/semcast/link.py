@@ -23,6 +23,7 @@ from semcast.errors import ContractError, InputError, SpecError
 from semcast.ledger import Charge, Ledger
 from semcast.modems import make_modem
 from semcast.modems.base import Mcs, Modem
+from semcast.modems.mcs import get_mcs
 from semcast.types import Analog, Budget, Csi, Digital, Format, Packet, Payload, Received, RxAnalog, RxProxy, Step
 
 HEADER_ATTEMPTS = 32
@@ -216,7 +217,14 @@ class Link(nn.Module):
         uses = max(0, self._net_of_pilots(math.floor(nominal) if self.training else gross))
         mcs = self.mcs()
         csi = Csi(self.told_snr_db.expand(batch).clone(), self.modem.bits_per_use(mcs), 0, dict(self._acks))
-        return csi, Budget(uses, math.floor(nominal), self.cbr, 1.0, self.modem.bytes_for_uses(uses, mcs))
+        payload = 0 if self.training else self.modem.bytes_for_uses(uses, mcs)
+        return csi, Budget(uses, math.floor(nominal), self.cbr, 1.0, payload, self._uses_for_packets, self._robust_mcs)
+
+    def _uses_for_packets(self, sizes: list[int], mcs: str | None) -> int:
+        return self.modem.uses_for_bytes(sizes, self.mcs() if mcs is None else get_mcs(mcs))
+
+    def _robust_mcs(self, margin_db: float) -> str:
+        return self.modem.select(float(self.told_snr_db.mean()) - margin_db, self._gains()).name
 
     def _net_of_pilots(self, gross: int) -> int:
         if gross <= 0 or not self.channel.pilot_uses(1024):

@@ -6,7 +6,7 @@ One channel use is one complex symbol.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -83,6 +83,8 @@ class Budget:
         power: average transmit power per channel use, linear; 1 by convention.
         payload_bytes: the most payload that packets of this step may carry within ``uses`` at the link's present
             modulation and coding, framing and control already taken off.
+        uses_for_packets: (payload sizes in bytes, MCS name or None) -> channel uses that the link will charge for such packets.
+        robust_mcs: margin in dB -> name of the MCS that the link would pick at an SNR lower by that margin.
     """
 
     uses: int
@@ -90,6 +92,8 @@ class Budget:
     cbr: float
     power: float = 1.0
     payload_bytes: int = 0
+    uses_for_packets: Callable[[list[int], str | None], int] = field(default=lambda sizes, mcs: 8 * sum(sizes))
+    robust_mcs: Callable[[float], str | None] = field(default=lambda margin_db: None)
 
 
 @dataclass(frozen=True)

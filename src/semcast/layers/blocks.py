@@ -31,17 +31,3 @@ def pad_to(frames: Tensor, multiple: int) -> Tensor:
     height, width = frames.shape[-2:]
     right, lower = -width % multiple, -height % multiple
     return F.pad(frames, (0, right, 0, lower), mode="replicate") if right or lower else frames
-
-
-def dither(h: int, w: int, count: int) -> Tensor:
-    """An evenly spread subset of exactly ``count`` of h x w positions, the same on every machine: (h, w) bool.
-
-    Positions are ranked by a low-discrepancy lattice in integer arithmetic.
-    """
-    row, column = torch.arange(h)[:, None], torch.arange(w)[None]
-    # Integer forms of the two ratios of the plastic number, 1/g and 1/g^2: Roberts' R2 sequence as an ordered dither.
-    rank = (row * 3242174889 + column * 2447445414) % (1 << 32)
-    order = rank.flatten().argsort(stable=True)
-    mask = torch.zeros(h * w, dtype=torch.bool)
-    mask[order[:count]] = True
-    return mask.reshape(h, w)

@@ -14,3 +14,16 @@ SYSTEMS: Registry[SystemSpec] = Registry("system")
 SYSTEMS.add("deepjscc", "semcast.systems.deepjscc:SPEC")
 SYSTEMS.add("linear-jscc", "semcast.systems.linear_jscc:SPEC")
 SYSTEMS.add("freeze", "semcast.systems.freeze:SPEC")
+for _name in (
+    "h264-ldpc",
+    "h264-capacity",
+    "h265-ldpc",
+    "h265-capacity",
+    "av1-ldpc",
+    "av1-capacity",
+    "mjpeg-ldpc",
+    "jpeg-ldpc",
+    "jpeg2000-ldpc",
+    "hevc-intra-ldpc",
+):
+    SYSTEMS.add(_name, f"semcast.systems.digital.system:{_name.upper().replace('-', '_')}")

@@ -28,7 +28,8 @@ class SystemSpec:
         name: public name. summary: one line. paper: citation, or "" for what is no paper's.
         kind: "digital", "analog" or "hybrid". goals: names of goals it serves. presets: the first is the default.
         make: (preset, condition name) -> System, with fresh weights where it has any.
-        trained: whether it has weights that must be loaded before it is of use. picture: codes every frame on its own.
+        trained: whether it has weights that must be loaded before it is of use. key: name of the system that it holds as its
+            key-frame system, in the attribute ``key``, with that system's weights. picture: codes every frame on its own.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SystemSpec:
     goals: tuple[str, ...] = ("watch",)
     presets: tuple[str, ...] = ("default",)
     trained: bool = False
+    key: str = ""
     picture: bool = False
 
 

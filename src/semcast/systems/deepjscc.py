@@ -7,15 +7,17 @@ transmission using deep source channel coding with attention modules", IEEE Tran
 
     frame ─▶ f_enc ─▶ z in R^2k ─▶ k complex symbols ─▶ power ─▶ channel ─▶ z_hat ─▶ f_dec ─▶ frame_hat
 
-    small:  16x16 blocks ─▶ KLT ─┬────────────────── x gain ─(+)─▶ first c of L coefficients a block, plus pilots
-                                 └▶ [conv, AF(SNR, rate)] ────┘
-            z_hat ─▶ shrink (LMMSE) ─┬─▶ KLT^T ─────────┬──────────────────────(+)─▶ frame_hat
-                                     └▶ [conv, AF] ─────┴▶ 8x8: [conv, AF] ────┘
+    small:  16x16 blocks ─▶ KLT ─┬─────────────────── x gain(class) ─(+)─▶ the strongest coefficients of the picture
+                                 ├▶ [conv, AF(SNR, rate)] ───────────┘
+                                 └▶ class of block ─▶ range coder ─▶ packet
+            z_hat ─▶ LMMSE(class) ─┬─▶ KLT^T ──────┬──────────────────(+)─▶ frame_hat
+                                   └▶ [conv, AF] ──┴▶ 8x8: [conv, AF] ─┘
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,9 +27,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semcast.errors import BudgetError, UnknownNameError
-from semcast.layers.blocks import AttentionFeature, dither, pad_to
+from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes
+from semcast.layers.blocks import AttentionFeature, pad_to
 from semcast.systems.base import Side, System, SystemSpec
-from semcast.types import Analog, Aux, Budget, Csi, Decoded, Format, Payload, Received, RxAnalog, Step, StepResult, as_complex, as_real
+from semcast.types import (
+    Analog,
+    Aux,
+    Budget,
+    Csi,
+    Decoded,
+    Digital,
+    Format,
+    Packet,
+    Payload,
+    Received,
+    RxAnalog,
+    RxProxy,
+    Step,
+    StepResult,
+    as_complex,
+    as_real,
+)
 
 
 @dataclass(frozen=True)
@@ -46,21 +66,22 @@ class SmallConfig:
     """The shipped network.
 
     Attributes:
-        block: pixels per side of a block. latents: real coefficients per block at most (L). width, fine_width: channels of the
-            convolutions on the grid of blocks, and on the grid of half blocks at the end of the decoder. encoder_blocks,
-            decoder_blocks, fine_blocks: residual blocks of two 3x3 convolutions. pilots: uses per frame that tell the receiver the
-            amplitude that power normalisation removed. min_latents: coefficients per block at least.
+        classes: of 16x16 blocks; a class decides how many channel uses a block gets. latents: real coefficients per block at
+            most (L). width, fine_width: channels of the convolutions on the grid of blocks, and on the grid of half blocks at the
+            end of the decoder. encoder_blocks, decoder_blocks, fine_blocks: residual blocks of two 3x3 convolutions.
+        embedding: numbers that describe a class to the convolutions. side_margin_db: the packet of classes is coded for an SNR
+            lower by this than the transmitter is told, so that it survives where the picture still would.
     """
 
-    block: int = 16
-    latents: int = 256
+    classes: int = 32
+    latents: int = 384
     width: int = 192
     fine_width: int = 96
     encoder_blocks: int = 2
     decoder_blocks: int = 2
     fine_blocks: int = 2
-    pilots: int = 32
-    min_latents: float = 2.0
+    embedding: int = 16
+    side_margin_db: float = 4.0
 
 
 # -- preset "paper" ----------------------------------------------------------------------------------------------------------
@@ -119,11 +140,11 @@ class ResidualBlock(nn.Module):
 
 
 class Trunk(nn.Module):
-    """conv - residual blocks: (B, in, h, w) -> (B, width, h, w)."""
+    """1x1 conv - residual blocks: (B, in, h, w) -> (B, width, h, w)."""
 
     def __init__(self, inputs: int, width: int, blocks: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(inputs + 2, width, 3, padding=1)
+        self.stem = nn.Conv2d(inputs + 2, width, 1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
@@ -143,70 +164,69 @@ def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class SmallEncoder(nn.Module):
-    """Blocks -> coefficients: a KLT with gains lambda^(-1/4), the high-SNR optimum, and what a network adds to it."""
+    """Coefficients -> what is sent: closed-form gains, and what a network makes of them."""
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
-        dims, L = 3 * config.block**2, config.latents
-        self.register_buffer("mean", torch.zeros(dims))
-        self.register_buffer("whiten", torch.ones(L))  # standard deviation of every coefficient
-        self.analysis = nn.Conv2d(dims, L, 1, bias=False)
-        self.trunk = Trunk(L, config.width, config.encoder_blocks)
+        L = config.latents
+        self.embed = nn.Embedding(config.classes, config.embedding)
+        self.trunk = Trunk(L + config.embedding, config.width, config.encoder_blocks)
         self.head = zero_conv(config.width, 2 * L)
 
-    def forward(self, blocks: Tensor, conditions: Conditions) -> Tensor:
-        """(B, 3 b^2, h, w) -> (B, L, h, w)."""
-        y = self.analysis(blocks - self.mean[:, None, None])
-        features = self.trunk(y / self.whiten[:, None, None].to(y.dtype), conditions)
-        scale, shift = self.head(features).float().chunk(2, 1)
-        return y.float() * torch.exp(scale.clamp(-2, 2)) + shift
+    def forward(self, coefficients: Tensor, std: Tensor, gain: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+        """coefficients (B, L, h, w), std (L,), gain (B, L, h, w), classes (B, h, w) -> (B, L, h, w)."""
+        features = torch.cat([coefficients / std[:, None, None], self.embed(classes).movedim(-1, 1)], 1)
+        scale, shift = self.head(self.trunk(features, conditions)).float().chunk(2, 1)
+        return coefficients * gain * torch.exp(scale.clamp(-2, 2)) + shift
 
 
 class SmallDecoder(nn.Module):
-    """Coefficients -> blocks: LMMSE shrinkage per coefficient, the inverse KLT, and what a network adds to it.
+    """Estimates of coefficients -> picture: the inverse KLT, and what a network adds to it.
 
     The network works on the grid of blocks first, then on half blocks, where it sees the linear picture.
     """
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
-        dims, L, fine = 3 * config.block**2, config.latents, config.fine_width
-        self.register_buffer("mean", torch.zeros(dims))
-        self.log_variance = nn.Parameter(torch.zeros(L))
-        self.synthesis = nn.Conv2d(L, dims, 1, bias=False)
-        self.trunk = Trunk(L, config.width, config.decoder_blocks)
+        L, fine = config.latents, config.fine_width
+        self.embed = nn.Embedding(config.classes, config.embedding)
+        self.synthesis = nn.Conv2d(L, DIMS, 1, bias=False)
+        self.trunk = Trunk(L + config.embedding, config.width, config.decoder_blocks)
         self.expand = nn.Conv2d(config.width, 4 * fine, 1)
-        self.look = nn.Conv2d(dims // 4, fine, 1)
+        self.look = nn.Conv2d(DIMS // 4, fine, 1)
         self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
-        self.head = zero_conv(fine, dims // 4)
-        self.half = config.block // 2
+        self.head = zero_conv(fine, DIMS // 4)
 
-    def forward(self, z: Tensor, noise_var: Tensor, conditions: Conditions) -> Tensor:
-        """z and its noise power (B, L, h, w), infinite where nothing was sent -> picture (B, 3, b h, b w)."""
-        variance = self.log_variance.exp()[:, None, None]
-        shrunk = z * (variance / (variance + noise_var))
-        linear = self.synthesis(shrunk) + self.mean[:, None, None].to(shrunk.dtype)
-        halves = F.pixel_unshuffle(F.pixel_shuffle(linear, 2 * self.half), self.half)
-        features = F.pixel_shuffle(self.expand(self.trunk(shrunk / variance.sqrt(), conditions)), 2) + self.look(halves - 0.5)
+    def forward(self, estimate: Tensor, std: Tensor, mean: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+        """estimate (B, L, h, w), std (L,), mean (768,), classes (B, h, w) -> picture (B, 3, 16 h, 16 w)."""
+        linear = self.synthesis(estimate).float() + mean[:, None, None]
+        halves = F.pixel_unshuffle(F.pixel_shuffle(linear, BLOCK), BLOCK // 2)
+        features = torch.cat([estimate / std[:, None, None], self.embed(classes).movedim(-1, 1)], 1)
+        fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
         for block in self.fine:
-            features = block(features, conditions.vector)
-        residual = self.head(F.gelu(features, approximate="tanh"))
-        return F.pixel_shuffle((halves.float() + residual.float()), self.half)
+            fine = block(fine, conditions.vector)
+        residual = self.head(F.gelu(fine, approximate="tanh"))
+        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
 
 
-class Layout(NamedTuple):
-    """Which coefficients are sent, known to both ends from the session header: mask (L, h, w), uses per frame, rate c / L."""
+# -- the system --------------------------------------------------------------------------------------------------------------
 
-    sent: Tensor
-    uses: int
-    rate: float
+
+class JsccState(NamedTuple):
+    """One side: the session header, and at the receiver the last frame, which a lost packet freezes."""
+
+    fmt: Format
+    last: Tensor | None = None
+
+
+_HEAD = "<bH"  # told SNR in half dB, gain in hundredths of a dB from -100 dB
 
 
 class DeepJscc(System):
-    """Deep JSCC; every frame is one analog stream ``latent``.
+    """Deep JSCC of single frames.
 
-    Any budget is met to the symbol: the first c coefficients of every block are sent, and a deterministic lattice of blocks sends
-    one more pair, so that the receiver needs no side information beyond the CBR in the session header.
+    ``paper`` sends one analog stream ``latent``. ``small`` adds a packet ``classes``: the class of every block (range-coded, and
+    charged like everything else), from which both ends derive where the channel uses go.
     """
 
     name = "deepjscc"
@@ -217,138 +237,153 @@ class DeepJscc(System):
         self.config = config
         self.preset = "small" if isinstance(config, SmallConfig) else "paper"
         if isinstance(config, SmallConfig):
+            self.blocks = BlockClasses(config.classes, config.latents)
+            self.register_buffer("std", torch.ones(config.latents))
             self.encoder: nn.Module = SmallEncoder(config)
             self.decoder: nn.Module = SmallDecoder(config)
-            self.multiple = config.block
         else:
-            self.encoder, self.decoder, self.multiple = PaperEncoder(config), PaperDecoder(config), 4
-        self._layouts: dict[tuple[int, int, float], Layout] = {}
+            self.encoder, self.decoder = PaperEncoder(config), PaperDecoder(config)
 
-    # -- rate -----------------------------------------------------------------------------------------------------------
+    std: Tensor
 
-    def layout(self, height: int, width: int, cbr: float) -> Layout:
-        """Positions sent per frame of ``height`` x ``width`` at ``cbr``; raises BudgetError."""
-        key = (height, width, cbr)
-        if key not in self._layouts:
-            self._layouts[key] = self._make_layout(height, width, cbr)
-        return self._layouts[key]
-
-    def _make_layout(self, height: int, width: int, cbr: float) -> Layout:
-        h, w = math.ceil(height / self.multiple), math.ceil(width / self.multiple)
-        budget = math.floor(cbr * 3 * height * width + 1e-6)
+    def start(self, fmt: Format, side: Side) -> JsccState:
         config = self.config
         if isinstance(config, PaperConfig):
-            need = config.c * h * w // 2
-            if budget < need * 0.999 - 2:
-                raise BudgetError(f"deepjscc:paper always sends CBR {config.c / 96:.4f} and cannot meet {cbr:g}; take deepjscc:small")
-            return Layout(torch.ones(config.c, h, w, dtype=torch.bool), need, 1.0)
-        pairs = min(budget - config.pilots, h * w * config.latents // 2)
-        if pairs < h * w * config.min_latents / 2:
-            least = (h * w * config.min_latents / 2 + config.pilots) / (3 * height * width)
-            raise BudgetError(f"deepjscc:small needs CBR {least:.4f} at least for {width}x{height}, got {cbr:g}; raise --cbr")
-        full, extra = divmod(pairs, h * w)
-        pair_sent = torch.zeros(config.latents // 2, h, w, dtype=torch.bool)
-        pair_sent[:full] = True
-        if extra:
-            pair_sent[full] = dither(h, w, extra)
-        return Layout(pair_sent.repeat_interleave(2, 0), pairs + config.pilots, 2 * pairs / (h * w) / config.latents)
-
-    # -- the system -----------------------------------------------------------------------------------------------------
-
-    def start(self, fmt: Format, side: Side) -> Format:
-        self._layouts.clear()
-        self.layout(fmt.height, fmt.width, fmt.cbr)
-        return fmt
+            need = config.c * math.ceil(fmt.height / 4) * math.ceil(fmt.width / 4) / 2 / (3 * fmt.height * fmt.width)
+            if fmt.cbr < need * (1 - 1e-6):
+                raise BudgetError(f"deepjscc:paper always sends CBR {need:.4f} at this size and cannot meet {fmt.cbr:g}; raise --cbr")
+        return JsccState(fmt)
 
     def encode(
-        self, step: Step, state: Format, csi: Csi, budget: Budget, *, generator: torch.Generator
-    ) -> tuple[Payload, Format, Aux]:
+        self, step: Step, state: JsccState, csi: Csi, budget: Budget, *, generator: torch.Generator
+    ) -> tuple[Payload, JsccState, Aux]:
         frames = step.frames.flatten(0, 1)
-        height, width = frames.shape[-2:]
-        layout = self.layout(height, width, state.cbr)
-        padded = pad_to(frames, self.multiple)
+        snr_db = csi.snr_db.to(frames.device)
         if isinstance(self.config, PaperConfig):
-            aux = {"reference_mse": torch.full((frames.shape[0],), 1e-3, device=frames.device)} if self.training else {}
-            return {"latent": Analog(as_complex(self.encoder(padded).float().flatten(1)))}, state, aux
-        conditions = self._conditions(csi.snr_db.to(frames.device), layout, frames)
-        blocks = F.pixel_unshuffle(padded, self.config.block).contiguous(memory_format=torch.channels_last)
-        y = self.encoder(blocks, conditions)
-        y = y.unflatten(1, (-1, 2)).movedim(2, -1)[:, layout.sent[::2].to(y.device)]  # (B, pairs, 2)
-        pilots = torch.ones(y.shape[0], self.config.pilots, 2, device=y.device)
-        x = torch.view_as_complex(torch.cat([pilots, y], 1).contiguous())
-        aux = {"reference_mse": reference_mse(csi.snr_db.to(x.device), state.cbr)} if self.training else {}
-        return {"latent": Analog(x)}, state, aux
+            x = as_complex(self.encoder(pad_to(frames, 4)).float().flatten(1))
+            return {"latent": Analog(x)}, state, {"reference_mse": torch.full_like(snr_db, 1e-3)}
+        coefficients = self.blocks.analyse(pad_to(frames, BLOCK)).float()
+        classes = self.blocks.classify(coefficients)
+        snr_steps = (2 * csi.snr_db.clamp(-60, 60)).round().to(torch.int64)
+        side, uses = self._side_information(classes, budget, csi)
+        plans = [
+            self.blocks.allocate(one.flatten(), uses, steps / 2)
+            for one, steps in zip(classes, snr_steps.tolist(), strict=True)
+        ]  # fmt: skip
+        gain, sent = (_grid([plan[i] for plan in plans], classes) for i in (1, 0))
+        conditions = self._conditions(snr_db, uses / classes[0].numel(), classes)
+        y = self.encoder(coefficients, self.std, gain, classes, conditions)
+        x = _gather(y, sent)
+        amplitude = x.square().mean(1).clamp_min(1e-9).rsqrt()
+        latent = Analog(torch.view_as_complex(x.unflatten(1, (-1, 2)).contiguous()))
+        if self.training:
+            # What the packet would tell, as numbers: SNR, amplitude and classes.
+            told = torch.cat([snr_steps[:, None].to(x) / 2, amplitude[:, None], classes.flatten(1).to(x)], 1)
+            bits = torch.tensor([[self.blocks.class_bits(one.cpu().numpy())] for one in classes])
+            payload: Payload = {"classes": Digital(proxy=told[:, None], est_bits=bits), "latent": latent}
+            return payload, state, {"reference_mse": reference_mse(snr_db, state.fmt.cbr)}
+        gain_db = 20 * math.log10(float(amplitude[0]))
+        head = struct.pack(_HEAD, int(snr_steps[0]), round(100 * (gain_db + 100)))
+        packet = Packet(head + side, mcs=budget.robust_mcs(self.config.side_margin_db))
+        return {"classes": Digital([[packet]]), "latent": latent}, state, {}
+
+    def _side_information(self, classes: Tensor, budget: Budget, csi: Csi) -> tuple[bytes, int]:
+        """Coded classes, and the channel uses that remain for the picture."""
+        assert isinstance(self.config, SmallConfig)
+        maps = classes.cpu().numpy()
+        if self.training:
+            bits = sum(self.blocks.class_bits(one) for one in maps) / len(maps)
+            return b"", max(32, budget.uses - round(bits / csi.bits_per_use))
+        side = encode_classes(maps[0], self.blocks.frequencies.cpu().numpy())
+        size = struct.calcsize(_HEAD) + len(side)
+        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(self.config.side_margin_db))
+        if uses < maps[0].size // 16 + 1:
+            raise BudgetError(
+                f"deepjscc:small needs {size} bytes of side information a frame and has no channel uses left for the picture at CBR "
+                f"{budget.cbr:g}; raise --cbr"
+            )
+        return side, uses
 
     def decode(
-        self, received: Received, state: Format, n_frames: int, *, generator: torch.Generator
-    ) -> tuple[Decoded, Format, Aux]:
+        self, received: Received, state: JsccState, n_frames: int, *, generator: torch.Generator
+    ) -> tuple[Decoded, JsccState, Aux]:
         rx = received["latent"]
         assert isinstance(rx, RxAnalog)
-        layout = self.layout(state.height, state.width, state.cbr)
-        x, noise_var = rx.equalised()
+        height, width = state.fmt.height, state.fmt.width
         if isinstance(self.config, PaperConfig):
-            blocks = as_real(x).reshape(-1, *layout.sent.shape)
-            frames = self.decoder(blocks)
+            x, _ = rx.equalised()
+            h, w = math.ceil(height / 4), math.ceil(width / 4)
+            frames: Tensor | None = self.decoder(as_real(x).reshape(-1, self.config.c, h, w))
         else:
-            frames = self._decode_small(x, noise_var, layout)
-        frames = frames[..., : state.height, : state.width].float()
-        if not self.training:
-            frames = frames.clamp(0, 1)
-        return Decoded(frames=frames.unflatten(0, (-1, n_frames))), state, {}
+            frames = self._decode_small(received["classes"], rx, state.fmt)
+        if frames is None:
+            last = state.last if state.last is not None else torch.full((1, 3, height, width), 0.5, device=rx.y.device)
+            return Decoded(frames=last[:, None], concealed=1), state, {}
+        frames = frames[..., :height, :width].float()
+        if self.training:
+            side = received.get("classes")
+            aux = {"arrived": side.arrived[:, 0].float()} if isinstance(side, RxProxy) else {}
+            return Decoded(frames=frames.unflatten(0, (-1, n_frames))), state, aux
+        frames = frames.clamp(0, 1)
+        return Decoded(frames=frames.unflatten(0, (-1, n_frames))), JsccState(state.fmt, frames[-1:]), {}
 
-    def _decode_small(self, x: Tensor, noise_var: Tensor, layout: Layout) -> Tensor:
-        assert isinstance(self.config, SmallConfig)
-        p = self.config.pilots
-        weight = 1 / noise_var[:, :p]
-        # The transmitter's pilots are 1 + 1j before normalisation: their mean tells the amplitude that it removed.
-        amplitude = ((x[:, :p].real + x[:, :p].imag) / 2 * weight).sum(1) / weight.sum(1)
-        amplitude = amplitude.clamp_min(0.05)[:, None]
-        pairs = torch.view_as_real(x[:, p:] / amplitude)
-        noise = (noise_var[:, p:] / 2 / amplitude.square())[..., None].expand_as(pairs)
-        batch, device = x.shape[0], x.device
-        sent = layout.sent[::2].to(device)
-        z = torch.zeros(batch, *sent.shape, 2, device=device)
-        nv = torch.full_like(z, 1e6)
-        z[:, sent], nv[:, sent] = pairs, noise
-        z, nv = (t.movedim(-1, 2).flatten(1, 2) for t in (z, nv))
-        snr_db = -10 * noise_var[:, p:].log10().mean(1)
-        conditions = self._conditions(snr_db, layout, z)
-        return self.decoder(z.contiguous(memory_format=torch.channels_last), nv, conditions)
+    def _decode_small(self, side: object, rx: RxAnalog, fmt: Format) -> Tensor | None:
+        h, w = math.ceil(fmt.height / BLOCK), math.ceil(fmt.width / BLOCK)
+        device, uses = rx.y.device, rx.y.shape[1]
+        if isinstance(side, RxProxy):
+            told = side.proxy[:, 0]
+            snr_db, amplitude, classes = told[:, 0].tolist(), told[:, 1:2], told[:, 2:].round().long().reshape(-1, h, w)
+        else:
+            assert isinstance(side, list)
+            parsed = self._parse(side[0][0], h, w)
+            if parsed is None:
+                return None
+            snr_db, amplitude, classes = [parsed[0]], torch.tensor([[parsed[1]]], device=device), parsed[2].to(device)
+        plans = [self.blocks.allocate(one.flatten(), uses, snr) for one, snr in zip(classes, snr_db, strict=True)]
+        sent, gain, variance = (_grid([plan[i] for plan in plans], classes) for i in range(3))
+        if int(sent[0].sum()) != 2 * uses:
+            return None
+        x, noise_var = rx.equalised()
+        # The link's unit power is per complex symbol, the plan's per real component: both are scaled by sqrt(2).
+        y, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
+        g, v = _gather(gain, sent) * amplitude, _gather(variance, sent)
+        estimate = _scatter(y * g * v / (g.square() * v + noise), sent)
+        measured_db = -10 * noise_var.log10().mean(1)
+        conditions = self._conditions(measured_db, uses / (h * w), classes)
+        return self.decoder(estimate, self.std, self.blocks.mean, classes, conditions)
 
-    def _conditions(self, snr_db: Tensor, layout: Layout, like: Tensor) -> Conditions:
-        snr = (snr_db.clamp(-10, 40) / 20).to(like.device)
-        if snr.shape[0] != like.shape[0]:
-            snr = snr.repeat_interleave(like.shape[0] // snr.shape[0])
-        vector = torch.stack([snr, torch.full_like(snr, layout.rate)], 1)
-        h, w = layout.sent.shape[1:]
-        return Conditions(vector, vector[:, :, None, None].expand(-1, -1, h, w))
+    def _parse(self, data: bytes | None, h: int, w: int) -> tuple[float, float, Tensor] | None:
+        """Told SNR in dB, amplitude and classes (1, h, w) from the packet; None where it was lost or is damaged."""
+        size = struct.calcsize(_HEAD)
+        if data is None or len(data) < size:
+            return None
+        snr_steps, gain_steps = struct.unpack_from(_HEAD, data)
+        classes = decode_classes(data[size:], h, w, self.blocks.frequencies.cpu().numpy())
+        if classes is None:
+            return None
+        return snr_steps / 2, 10 ** ((gain_steps / 100 - 100) / 20), torch.from_numpy(classes)[None]
+
+    def _conditions(self, snr_db: Tensor, uses_per_block: float, classes: Tensor) -> Conditions:
+        snr = (snr_db.clamp(-10, 40) / 20).to(classes.device)
+        rate = torch.full_like(snr, math.log2(max(uses_per_block, 0.5)) / 7)
+        vector = torch.stack([snr, rate], 1)
+        return Conditions(vector, vector[:, :, None, None].expand(-1, -1, *classes.shape[1:]))
 
     # -- training -------------------------------------------------------------------------------------------------------
 
     def initialise(self, frames: Tensor) -> None:
-        """Start as the closed-form KLT code of ``frames`` (N, 3, H, W): eigenvectors of the block covariance, gains lambda^(-1/4)."""
+        """Start as the closed-form code: block classes fitted to ``frames`` (N, 3, H, W), and the inverse KLT."""
         if not isinstance(self.config, SmallConfig):
             return
-        blocks = F.pixel_unshuffle(frames.float(), self.config.block).movedim(1, -1).flatten(0, -2).double()
-        mean = blocks.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov((blocks - mean).T))
-        values, vectors = values.flip(0).clamp_min(1e-8), vectors.flip(1).T
-        L = self.config.latents
-        gain = values[:L] ** -0.25
-        gain = gain / (gain.square() * values[:L]).mean().sqrt()  # unit power per coefficient on average
-        encoder, decoder = self.encoder, self.decoder
-        assert isinstance(encoder, SmallEncoder)
+        self.blocks.fit(frames)
+        decoder = self.decoder
         assert isinstance(decoder, SmallDecoder)
         with torch.no_grad():
-            encoder.mean.copy_(mean)
-            decoder.mean.copy_(mean)
-            encoder.whiten.copy_(gain * values[:L].sqrt())
-            encoder.analysis.weight.copy_((gain[:, None] * vectors[:L])[:, :, None, None])
-            decoder.synthesis.weight.copy_((vectors[:L] / gain[:, None]).T[:, :, None, None])
-            decoder.log_variance.copy_((gain.square() * values[:L]).log())
+            self.std.copy_(self.blocks.analyse(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
+            decoder.synthesis.weight.copy_(self.blocks.basis.T[:, :, None, None])
 
     def lr_scale(self, parameter: str) -> float:
-        return 0.1 if "analysis" in parameter or "synthesis" in parameter else 1.0
+        return 0.1 if "synthesis" in parameter else 1.0
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
@@ -360,7 +395,26 @@ class DeepJscc(System):
         assert result.decoded.frames is not None
         mse = (result.decoded.frames - result.step.frames).square().flatten(1).mean(1)
         p = float(stage.get("power", 0.5))
-        return {"loss": (mse / result.aux["reference_mse"]).pow(p).mean(), "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+        arrived = result.aux.get("arrived", torch.ones_like(mse))  # what a lost packet does is not the network's to mend
+        return {"loss": ((mse / result.aux["reference_mse"]).pow(p) * arrived).mean(), "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+
+
+def _grid(rows: list[Tensor], classes: Tensor) -> Tensor:
+    """Per-picture (h w, L) -> (B, L, h, w)."""
+    batch, h, w = classes.shape
+    return torch.stack(rows).reshape(batch, h, w, -1).movedim(-1, 1).to(classes.device)
+
+
+def _gather(grid: Tensor, sent: Tensor) -> Tensor:
+    """The sent entries of (B, L, h, w) as (B, 2 uses), block by block."""
+    return grid.movedim(1, -1)[sent.movedim(1, -1)].reshape(grid.shape[0], -1)
+
+
+def _scatter(values: Tensor, sent: Tensor) -> Tensor:
+    """The inverse of :func:`_gather`, zero elsewhere."""
+    where = sent.movedim(1, -1)
+    grid = torch.zeros(where.shape, dtype=values.dtype, device=values.device)
+    return grid.masked_scatter(where, values).movedim(-1, 1)
 
 
 def reference_mse(snr_db: Tensor, cbr: float) -> Tensor:
@@ -382,7 +436,7 @@ def make(preset: str, condition: str) -> DeepJscc:
 SPEC = SystemSpec(
     name="deepjscc",
     summary="deep joint source-channel coding, frame by frame (small: one checkpoint for all rates and SNRs)",
-    kind="analog",
+    kind="hybrid",
     make=make,
     paper="Bourtsoulatze, Kurka, Gündüz 2019; Xu et al. 2021 (ADJSCC)",
     presets=tuple(CONFIGS),
@@ -391,9 +445,11 @@ SPEC = SystemSpec(
 )
 
 # Departures from the papers
-# - small: convolutions work on the grids of 16x16 and 8x8 blocks instead of at full, half and quarter resolution; residual blocks with
-#   GELU instead of PReLU/GDN stacks; one network serves all rates by sending the first c coefficients.
-# - small: both halves start as a closed-form linear code (KLT, LMMSE) and learn what to add.
+# - small: a block's share of the channel uses follows its class, which is sent as a packet and charged. The papers give every
+#   place of a picture the same number of symbols; that alone costs 2 dB (see linear-jscc with one class and with 32).
+# - small: convolutions work on the grids of 16x16 and 8x8 blocks instead of at full, half and quarter resolution; residual blocks
+#   with GELU instead of PReLU/GDN stacks; one network serves all rates and, by AF modules as in ADJSCC, all SNRs.
+# - small: both halves start as a closed-form linear code (KLT, water-filling, LMMSE) and learn what to add.
 # - small: the root of MSE, divided by what SNR and rate cost, instead of MSE: one network serves all SNRs and rates.
-# - small: pilots carry the amplitude that power normalisation removes; ADJSCC leaves the network to guess it. They are charged.
+# - small: the amplitude that power normalisation removes is sent with the classes; ADJSCC leaves the network to guess it.
 # - Power is normalised per frame by the link, over what is really sent.

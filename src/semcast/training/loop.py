@@ -89,16 +89,17 @@ def _average(average: dict[str, Tensor], system: System, decay: float) -> None:
 def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_DB, cbr: float = VALIDATION_CBR) -> float:
     """Mean RGB PSNR in dB of crops (B, t, 3, H, W) over AWGN, in evaluation mode, with a fixed seed."""
     system.eval()
-    link = Link("awgn", snr_db=torch.full((frames.shape[0],), snr_db), cbr=cbr).eval()
+    link = Link("awgn", snr_db=snr_db, cbr=cbr).eval()
     fmt = Format(*frames.shape[-2:], system=system.name, preset=system.preset, cbr=cbr)
-    steps = [Step(piece, index=i) for i, piece in enumerate(frames.split(system.frames_per_step, 1))]
     psnr = []
-    for result in run(system, steps, link, Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0)):
-        assert result.decoded.frames is not None
-        mse = (result.decoded.frames - result.step.frames).square().flatten(2).mean(2)
-        psnr.append(-10 * torch.log10(mse + 1e-10))
+    for example in frames.split(1):
+        steps = [Step(piece, index=i) for i, piece in enumerate(example.split(system.frames_per_step, 1))]
+        for result in run(system, steps, link, Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0)):
+            assert result.decoded.frames is not None
+            mse = (result.decoded.frames - result.step.frames).square().flatten(2).mean(2)
+            psnr.append((-10 * torch.log10(mse + 1e-10)).flatten())
     system.train()
-    return float(torch.cat(psnr, 1).mean())
+    return float(torch.cat(psnr).mean())
 
 
 def train(

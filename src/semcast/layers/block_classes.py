@@ -1,0 +1,188 @@
+"""Blocks of a picture as a mixture of Gaussians: the statistics that a code can start from.
+
+Every 16x16 block is a zero-mean Gaussian in the KLT basis, with the variances of one of a few classes. The class decides how many
+channel uses a block gets and how power is shared out (reverse water-filling); its index is what a transmitter has to tell.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BLOCK = 16
+DIMS = 3 * BLOCK**2
+
+
+class Allocation(NamedTuple):
+    """Which coefficients of every block are sent and how.
+
+    Attributes:
+        sent: (N, L) bool, exactly twice as many as channel uses. gain: (N, L) amplitude per coefficient, 0 where nothing is sent.
+        variance: (N, L) of the coefficients' classes.
+    """
+
+    sent: Tensor
+    gain: Tensor
+    variance: Tensor
+
+
+def water_fill(variance: Tensor, count: Tensor, noise_var: float) -> Tensor:
+    """Powers, mean 1 over ``count``, that minimise the LMMSE error sum of v n / (p + n) (Lee and Petersen 1976).
+
+    Args:
+        variance: (K,) of the components. count: (K,) how often each occurs. noise_var: noise power per component.
+    """
+    low, high = 1e-12, 1e6
+    v, c = variance.double(), count.double()
+    total = c.sum().clamp_min(1)
+    power = torch.ones_like(v)
+    for _ in range(60):
+        level = math.sqrt(low * high)
+        power = ((v * noise_var / level).sqrt() - noise_var).clamp_min(0)
+        low, high = (level, high) if float((power * c).sum() / total) > 1 else (low, level)
+    return power.float()
+
+
+class BlockClasses(nn.Module):
+    """KLT basis, class variances and class frequencies, fitted to training material and then fixed.
+
+    Args:
+        classes: number of classes. latents: coefficients per block that may be sent (L). floor: variance below which
+            differences between classes do not count, in squared pixel values of [0, 1].
+    """
+
+    basis: Tensor
+    mean: Tensor
+    std: Tensor
+    frequencies: Tensor
+
+    def __init__(self, classes: int, latents: int = DIMS, floor: float = 3e-4) -> None:
+        super().__init__()
+        self.classes, self.latents, self.floor = classes, latents, floor
+        self.register_buffer("basis", torch.eye(DIMS)[:latents].clone())  # rows: eigenvectors, strongest first
+        self.register_buffer("mean", torch.full((DIMS,), 0.5))
+        self.register_buffer("std", torch.ones(classes, latents))
+        self.register_buffer("frequencies", torch.ones(classes, classes, dtype=torch.int32))  # of a class, given its context
+
+    def analyse(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W), sides multiples of 16 -> (N, L, H / 16, W / 16) KLT coefficients."""
+        blocks = F.pixel_unshuffle(frames, BLOCK) - self.mean[:, None, None]
+        return F.conv2d(blocks, self.basis[:, :, None, None])
+
+    def classify(self, coefficients: Tensor) -> Tensor:
+        """(N, L, h, w) -> (N, h, w) int64, the likeliest class."""
+        if self.classes == 1:
+            return torch.zeros_like(coefficients[:, 0], dtype=torch.int64)
+        variance = self.std.square() + self.floor
+        score = F.conv2d(coefficients.square(), (1 / variance)[:, :, None, None], variance.log().sum(1))
+        return score.argmin(1)
+
+    def allocate(self, classes: Tensor, uses: int, snr_db: float) -> Allocation:
+        """Share ``uses`` channel uses out over the blocks of one picture, the strongest coefficients first.
+
+        Args:
+            classes: (N,) class of every block. uses: complex symbols. snr_db: that the power is water-filled for.
+        """
+        variance = self.std.square()
+        blocks = torch.bincount(classes, minlength=self.classes)
+        wanted = min(2 * uses, int(blocks.sum()) * self.latents // 2 * 2)
+        # Few distinct values, sorted stably: both ends choose the same coefficients on any machine.
+        order = variance.flatten().argsort(descending=True, stable=True)
+        owner = order // self.latents
+        filled = blocks[owner].cumsum(0)
+        last = int(torch.searchsorted(filled, wanted))
+        table = torch.zeros(self.classes * self.latents, dtype=torch.bool)
+        table[order[:last]] = True
+        sent = table.reshape(self.classes, self.latents)[classes]
+        rest = wanted - (int(filled[last - 1]) if last else 0)
+        if rest:  # the marginal coefficient goes to the first blocks of its class only
+            members = (classes == owner[last]).nonzero().flatten()[:rest]
+            sent[members, int(order[last]) % self.latents] = True
+            table[order[last]] = True
+        chosen = table.nonzero().flatten()
+        power = torch.zeros_like(variance).flatten()
+        power[chosen] = water_fill(variance.flatten()[chosen], blocks[chosen // self.latents], 10 ** (-snr_db / 10))
+        gain = (power.reshape_as(variance) / variance.clamp_min(1e-12)).sqrt()
+        return Allocation(sent, gain[classes] * sent, variance[classes])
+
+    @torch.no_grad()
+    def fit(self, frames: Tensor, iterations: int = 15) -> None:
+        """Fit everything to frames (N, 3, H, W), sides multiples of 16: KLT, then hard EM over the classes."""
+        C, L = self.classes, self.latents
+        grids = F.pixel_unshuffle(frames, BLOCK)
+        blocks = grids.movedim(1, -1).reshape(-1, DIMS)
+        self.mean.copy_(blocks.mean(0))
+        _, vectors = torch.linalg.eigh(torch.cov((blocks - self.mean).T).double())
+        self.basis.copy_(vectors.flip(1).T[:L])
+        squares = ((blocks - self.mean) @ self.basis.T).square()
+        overall = squares.mean(0).clamp_min(1e-9)
+        classes = torch.empty(len(squares), dtype=torch.long)
+        classes[squares[:, 3:].sum(1).argsort()] = torch.arange(len(squares)) * C // len(squares)
+        for _ in range(iterations):
+            total = torch.zeros(C, L).index_add_(0, classes, squares)
+            count = torch.bincount(classes, minlength=C)[:, None]
+            variance = (total + 8 * overall) / (count + 8)
+            variance = variance[variance[:, 3:].sum(1).argsort()]  # class 0 is the calmest
+            self.std.copy_(variance.sqrt())
+            variance = variance + self.floor
+            classes = (squares @ (1 / variance).T + variance.log().sum(1)).argmin(1)
+        table = np.zeros((C, C), dtype=np.int64)
+        for one in classes.reshape(len(frames), *grids.shape[-2:]).numpy():
+            np.add.at(table, (contexts(one), one), 1)
+        # Counts of 16 bits; every class stays possible in every context.
+        scaled = 1 + np.floor(table / np.maximum(table.sum(1, keepdims=True), 1) * 60000)
+        self.frequencies.copy_(torch.from_numpy(scaled.astype(np.int32)))
+
+    def class_bits(self, classes: np.ndarray) -> float:
+        """Ideal code length of a map (h, w) in bits, as :func:`encode_classes` approaches it."""
+        table = self.frequencies.cpu().numpy().astype(np.float64)
+        table /= table.sum(1, keepdims=True)
+        return float(-np.log2(table[contexts(classes), classes]).sum())
+
+
+def contexts(classes: np.ndarray) -> np.ndarray:
+    """Context of every class of a map (h, w): the mean of left and upper neighbour, rounded up; at the edge the one there is."""
+    left, up = np.zeros_like(classes), np.zeros_like(classes)
+    left[:, 1:], up[1:] = classes[:, :-1], classes[:-1]
+    up[0], left[:, 0] = left[0], up[:, 0]
+    return (left + up + 1) // 2
+
+
+def encode_classes(classes: np.ndarray, frequencies: np.ndarray) -> bytes:
+    """Range-code a map of classes (h, w) under the static table (classes, classes) of integer frequencies."""
+    if len(frequencies) == 1:
+        return b""
+    import constriction
+
+    table = frequencies / frequencies.sum(1, keepdims=True)
+    encoder = constriction.stream.queue.RangeEncoder()
+    model = constriction.stream.model.Categorical(perfect=False)
+    encoder.encode(classes.reshape(-1).astype(np.int32), model, table[contexts(classes).reshape(-1)])
+    return encoder.get_compressed().astype("<u4").tobytes()
+
+
+def decode_classes(data: bytes, h: int, w: int, frequencies: np.ndarray) -> np.ndarray | None:
+    """The inverse of :func:`encode_classes`; None where the bytes cannot be such a map."""
+    if len(frequencies) == 1:
+        return np.zeros((h, w), dtype=np.int64) if not data else None
+    import constriction
+
+    if len(data) % 4:
+        return None
+    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
+    models = [constriction.stream.model.Categorical(row / row.sum(), perfect=False) for row in frequencies]
+    out = np.zeros((h, w), dtype=np.int64)
+    try:
+        for i in range(h):
+            for j in range(w):
+                left = out[i, j - 1] if j else (out[i - 1, j] if i else 0)
+                up = out[i - 1, j] if i else left
+                out[i, j] = decoder.decode(models[(left + up + 1) // 2])
+    except (AssertionError, ValueError):
+        return None
+    return out
