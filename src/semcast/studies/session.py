@@ -325,7 +325,7 @@ def _row(
         width=fmt.width,
         goal=fmt.goal,
         channel=link.channel.spec,
-        condition=loaded.condition if loaded.spec.kind != "analog" else None,
+        condition=loaded.condition if loaded.spec.kind == "digital" else None,
         phy=phy,
         mcs=_mcs_name(link, phy)
         if packets and digital > analog
