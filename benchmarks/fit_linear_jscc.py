@@ -20,7 +20,7 @@ CROPS, SIZE, SEED = 1040, 192, 3
 def main(data: str, out: str) -> None:
     """Fit every preset to crops of the clips below ``data``/video."""
     corpus = load_corpus(data, parts=("video",), every=31)
-    sampler = iter(CropSampler(corpus, size=SIZE, batch=8, min_scale=0.5, seed=SEED))
+    sampler = iter(CropSampler(corpus, size=SIZE, batch=8, min_scale=0.7, seed=SEED))
     frames = torch.cat([next(sampler).flatten(0, 1) for _ in range(CROPS // 8)])
     for preset, config in CONFIGS.items():
         system = LinearJscc(config, preset)

@@ -52,21 +52,25 @@ class BlockClasses(nn.Module):
     """KLT basis, class variances and class frequencies, fitted to training material and then fixed.
 
     Args:
-        classes: number of classes. latents: coefficients per block that may be sent (L). floor: variance below which
-            differences between classes do not count, in squared pixel values of [0, 1].
+        classes: number of classes. latents: coefficients per block that may be sent (L). rotated: the first so many coefficients
+            are turned into every class's own KLT (0: all classes share one). floor: variance below which differences between
+            classes do not count, in squared pixel values of [0, 1].
     """
 
     basis: Tensor
     mean: Tensor
     std: Tensor
     frequencies: Tensor
+    rotations: Tensor
 
-    def __init__(self, classes: int, latents: int = DIMS, floor: float = 3e-4) -> None:
+    def __init__(self, classes: int, latents: int = DIMS, rotated: int = 0, floor: float = 3e-4) -> None:
         super().__init__()
-        self.classes, self.latents, self.floor = classes, latents, floor
+        self.classes, self.latents, self.rotated, self.floor = classes, latents, rotated, floor
         self.register_buffer("basis", torch.eye(DIMS)[:latents].clone())  # rows: eigenvectors, strongest first
         self.register_buffer("mean", torch.full((DIMS,), 0.5))
         self.register_buffer("std", torch.ones(classes, latents))
+        if rotated:
+            self.register_buffer("rotations", torch.eye(rotated).repeat(classes, 1, 1))  # rows: a class's own eigenvectors
         self.register_buffer("frequencies", torch.ones(classes, classes, dtype=torch.int32))  # of a class, given its context
 
     def analyse(self, frames: Tensor) -> Tensor:
@@ -78,9 +82,29 @@ class BlockClasses(nn.Module):
         """(N, L, h, w) -> (N, h, w) int64, the likeliest class."""
         if self.classes == 1:
             return torch.zeros_like(coefficients[:, 0], dtype=torch.int64)
+        rows = coefficients.movedim(1, -1)
+        return self._classify_rows(rows.flatten(0, -2)).reshape(rows.shape[:-1])
+
+    def _classify_rows(self, rows: Tensor) -> Tensor:
+        """(N, L) -> (N,)."""
         variance = self.std.square() + self.floor
-        score = F.conv2d(coefficients.square(), (1 / variance)[:, :, None, None], variance.log().sum(1))
+        M = self.rotated
+        score = rows[:, M:].square() @ (1 / variance[:, M:]).T + variance.log().sum(1)
+        if M:
+            turned = [(rows[:, :M] @ R.T).square() @ (1 / v) for R, v in zip(self.rotations, variance[:, :M], strict=True)]
+            score = score + torch.stack(turned, 1)
         return score.argmin(1)
+
+    def rotate(self, rows: Tensor, classes: Tensor, *, back: bool = False) -> Tensor:
+        """Turn (N, L) coefficients of blocks of these classes (N,) into their classes' own bases, or back."""
+        M = self.rotated
+        if not M:
+            return rows
+        turned = rows.clone()
+        for index in classes.unique().tolist():
+            R = self.rotations[index]
+            turned[classes == index, :M] = rows[classes == index, :M] @ (R if back else R.T)
+        return turned
 
     def allocate(self, classes: Tensor, uses: int, snr_db: float) -> Allocation:
         """Share ``uses`` channel uses out over the blocks of one picture, the strongest coefficients first.
@@ -113,24 +137,32 @@ class BlockClasses(nn.Module):
     @torch.no_grad()
     def fit(self, frames: Tensor, iterations: int = 15) -> None:
         """Fit everything to frames (N, 3, H, W), sides multiples of 16: KLT, then hard EM over the classes."""
-        C, L = self.classes, self.latents
+        C, L, M = self.classes, self.latents, self.rotated
         grids = F.pixel_unshuffle(frames, BLOCK)
         blocks = grids.movedim(1, -1).reshape(-1, DIMS)
         self.mean.copy_(blocks.mean(0))
         _, vectors = torch.linalg.eigh(torch.cov((blocks - self.mean).T).double())
         self.basis.copy_(vectors.flip(1).T[:L])
-        squares = ((blocks - self.mean) @ self.basis.T).square()
+        rows = (blocks - self.mean) @ self.basis.T
+        squares = rows.square()
         overall = squares.mean(0).clamp_min(1e-9)
-        classes = torch.empty(len(squares), dtype=torch.long)
-        classes[squares[:, 3:].sum(1).argsort()] = torch.arange(len(squares)) * C // len(squares)
-        for _ in range(iterations):
+        classes = torch.empty(len(rows), dtype=torch.long)
+        classes[squares[:, 3:].sum(1).argsort()] = torch.arange(len(rows)) * C // len(rows)
+        turning = 4 if M else 0
+        for iteration in range(iterations + turning):
             total = torch.zeros(C, L).index_add_(0, classes, squares)
             count = torch.bincount(classes, minlength=C)[:, None]
             variance = (total + 8 * overall) / (count + 8)
-            variance = variance[variance[:, 3:].sum(1).argsort()]  # class 0 is the calmest
-            self.std.copy_(variance.sqrt())
-            variance = variance + self.floor
-            classes = (squares @ (1 / variance).T + variance.log().sum(1)).argmin(1)
+            order = variance[:, 3:].sum(1).argsort()  # class 0 is the calmest
+            self.std.copy_(variance[order].sqrt())
+            if iteration >= iterations:
+                for index, old in enumerate(order.tolist()):
+                    own = rows[classes == old, :M].double()
+                    prior = 60 * self.std[index, :M].double().square().diag()
+                    values, vectors = torch.linalg.eigh((own.T @ own + prior) / (len(own) + 60))
+                    self.rotations[index] = vectors.flip(1).T
+                    self.std[index, :M] = values.flip(0).clamp_min(1e-9).sqrt()
+            classes = self._classify_rows(rows)
         table = np.zeros((C, C), dtype=np.int64)
         for one in classes.reshape(len(frames), *grids.shape[-2:]).numpy():
             np.add.at(table, (contexts(one), one), 1)
@@ -186,3 +218,12 @@ def decode_classes(data: bytes, h: int, w: int, frequencies: np.ndarray) -> np.n
     except (AssertionError, ValueError):
         return None
     return out
+
+
+def side_margin_db(told_snr_db: float) -> float:
+    """How much worse than told the channel may be before the packet of classes is lost: 8 dB, but not below 0 dB; at least 2 dB.
+
+    A picture degrades where its SNR is overestimated; without the classes it would be lost. Below 0 dB such caution costs more
+    channel uses than it saves.
+    """
+    return min(8.0, max(2.0, told_snr_db))

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semcast.errors import BudgetError, UnknownNameError
-from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes
+from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes, side_margin_db
 from semcast.layers.blocks import AttentionFeature, pad_to
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.types import (
@@ -69,8 +69,7 @@ class SmallConfig:
         classes: of 16x16 blocks; a class decides how many channel uses a block gets. latents: real coefficients per block at
             most (L). width, fine_width: channels of the convolutions on the grid of blocks, and on the grid of half blocks at the
             end of the decoder. encoder_blocks, decoder_blocks, fine_blocks: residual blocks of two 3x3 convolutions.
-        embedding: numbers that describe a class to the convolutions. side_margin_db: the packet of classes is coded for an SNR
-            lower by this than the transmitter is told, so that it survives where the picture still would.
+        embedding: numbers that describe a class to the convolutions.
     """
 
     classes: int = 32
@@ -81,7 +80,6 @@ class SmallConfig:
     decoder_blocks: int = 2
     fine_blocks: int = 2
     embedding: int = 16
-    side_margin_db: float = 4.0
 
 
 # -- preset "paper" ----------------------------------------------------------------------------------------------------------
@@ -284,7 +282,7 @@ class DeepJscc(System):
             return payload, state, {"reference_mse": reference_mse(snr_db, state.fmt.cbr)}
         gain_db = 20 * math.log10(float(amplitude[0]))
         head = struct.pack(_HEAD, int(snr_steps[0]), round(100 * (gain_db + 100)))
-        packet = Packet(head + side, mcs=budget.robust_mcs(self.config.side_margin_db))
+        packet = Packet(head + side, mcs=self._side_mcs(budget, csi))
         return {"classes": Digital([[packet]]), "latent": latent}, state, {}
 
     def _side_information(self, classes: Tensor, budget: Budget, csi: Csi) -> tuple[bytes, int]:
@@ -296,13 +294,17 @@ class DeepJscc(System):
             return b"", max(32, budget.uses - round(bits / csi.bits_per_use))
         side = encode_classes(maps[0], self.blocks.frequencies.cpu().numpy())
         size = struct.calcsize(_HEAD) + len(side)
-        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(self.config.side_margin_db))
+        uses = budget.uses - budget.uses_for_packets([size], self._side_mcs(budget, csi))
         if uses < maps[0].size // 16 + 1:
             raise BudgetError(
                 f"deepjscc:small needs {size} bytes of side information a frame and has no channel uses left for the picture at CBR "
                 f"{budget.cbr:g}; raise --cbr"
             )
         return side, uses
+
+    @staticmethod
+    def _side_mcs(budget: Budget, csi: Csi) -> str | None:
+        return budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
 
     def decode(
         self, received: Received, state: JsccState, n_frames: int, *, generator: torch.Generator

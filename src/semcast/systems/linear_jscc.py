@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semcast.errors import BudgetError, UnknownNameError
-from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes
+from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes, side_margin_db
 from semcast.layers.blocks import pad_to
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.types import Analog, Aux, Budget, Csi, Decoded, Digital, Format, Packet, Payload, Received, RxAnalog, Step
@@ -32,9 +32,10 @@ _HEAD = "<bH"  # told SNR in half dB, gain in hundredths of a dB from -100 dB
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """``classes`` of blocks; 1 is the classical block code."""
+    """``classes`` of blocks, 1 being the classical block code; ``rotated`` coefficients have a KLT of their own in every class."""
 
     classes: int = 32
+    rotated: int = 128
 
 
 class LinearState(NamedTuple):
@@ -53,7 +54,7 @@ class LinearJscc(System):
     def __init__(self, config: LinearConfig, preset: str) -> None:
         super().__init__()
         self.config, self.preset = config, preset
-        self.blocks = BlockClasses(config.classes)
+        self.blocks = BlockClasses(config.classes, rotated=config.rotated)
 
     def start(self, fmt: Format, side: Side) -> LinearState:
         return LinearState(fmt)
@@ -67,18 +68,20 @@ class LinearJscc(System):
         snr_steps = round(2 * max(-60.0, min(60.0, float(csi.snr_db.mean()))))
         body = encode_classes(classes.numpy(), self.blocks.frequencies.numpy())
         side = struct.calcsize(_HEAD) + len(body)
-        uses = budget.uses - budget.uses_for_packets([side], None)
+        mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
+        uses = budget.uses - budget.uses_for_packets([side], mcs)
         if uses < classes.numel() // 16 + 1:
             raise BudgetError(
                 f"linear-jscc:{self.preset} needs {side} bytes of side information a frame and has no channel uses left for the picture "
                 f"at CBR {budget.cbr:g}; raise --cbr"
             )
         plan = self.blocks.allocate(classes.flatten(), uses, snr_steps / 2)
-        x = (coefficients[0].flatten(1).T * plan.gain)[plan.sent]
+        rows = self.blocks.rotate(coefficients[0].flatten(1).T, classes.flatten())
+        x = (rows * plan.gain)[plan.sent]
         gain_db = -10 * math.log10(max(float(x.square().mean()), 1e-9))
         head = struct.pack(_HEAD, snr_steps, round(100 * (gain_db + 100)))
         payload: Payload = {
-            "classes": Digital([[Packet(head + body)]]),
+            "classes": Digital([[Packet(head + body, mcs=mcs)]]),
             "latent": Analog(torch.view_as_complex(x.reshape(1, -1, 2).contiguous())),
         }
         return payload, state, {}
@@ -105,7 +108,8 @@ class LinearJscc(System):
         decoded = decode_classes(data[size:], h, w, self.blocks.frequencies.numpy())
         if decoded is None:
             return None
-        plan = self.blocks.allocate(torch.from_numpy(decoded.reshape(-1)), rx.y.shape[1], snr_steps / 2)
+        classes = torch.from_numpy(decoded.reshape(-1))
+        plan = self.blocks.allocate(classes, rx.y.shape[1], snr_steps / 2)
         if int(plan.sent.sum()) != 2 * rx.y.shape[1]:
             return None
         x, noise_var = rx.equalised()
@@ -116,12 +120,12 @@ class LinearJscc(System):
         variance = plan.variance[plan.sent]
         coefficients = torch.zeros(h * w, DIMS)
         coefficients[plan.sent] = y * gain * variance / (gain.square() * variance + noise)
-        blocks = coefficients @ self.blocks.basis + self.blocks.mean
+        blocks = self.blocks.rotate(coefficients, classes, back=True) @ self.blocks.basis + self.blocks.mean
         frame = F.pixel_shuffle(blocks.T.reshape(DIMS, h, w), BLOCK)
         return frame[:, : fmt.height, : fmt.width].clamp(0, 1)
 
 
-CONFIGS = {"classes-32": LinearConfig(32), "one-class": LinearConfig(1)}
+CONFIGS = {"classes-32": LinearConfig(), "one-class": LinearConfig(classes=1, rotated=0)}
 
 
 def make(preset: str, condition: str) -> LinearJscc:
