@@ -1,7 +1,7 @@
 """The trivial rival of every video code: the best picture of a clip's first frame, then the same picture for ever.
 
-All channel uses of a GOP go into one ``linear-jscc`` picture. Whoever does not beat it has shown that the clip does not move, not
-that the code is good.
+All channel uses of a GOP go into one ``linear-jscc`` picture. Whoever does not beat it has shown that the clip does not move,
+not that the code is good.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 
-from semcast.registry import Registry
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.types import Aux, Budget, Csi, Decoded, Format, Payload, Received, State, Step
 
