@@ -128,7 +128,7 @@ def make_system(name: str, *, condition: str = "strong", weights: str | Path | N
     folder = shipped(base, preset) if weights is None else Path(weights)
     if folder is None:
         raise WeightsError(
-            f"no weights for {base}:{preset} come with Semcast; train them with `semcast train {base} --preset {preset}` and pass "
-            "--weights DIR"
+            f"no weights for {base}:{preset} come with Semcast; train them with `semcast train {base} --preset {preset}` and "
+            "pass --weights DIR"
         )
     return system.eval(), load(system, folder)

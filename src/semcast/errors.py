@@ -1,14 +1,14 @@
 """The exceptions a user can meet, drawn as a tree.
 
-    SemcastError                 something Semcast says in one sentence, without a traceback
-    ├── InputError               bad input or usage: exit code 2
-    │   ├── UnknownNameError     a name that no registry holds; the nearest known one is offered
-    │   ├── VideoError           a file that is no video, has no frames, or is too small
-    │   ├── SpecError            a malformed specification string (channel, system, scene, size)
-    │   ├── BudgetError          a CBR that the system cannot meet
-    │   ├── WeightsError         weights that are absent, damaged, or belong to another preset
-    │   └── AirFileError         a truncated, damaged or alien air file
-    └── ContractError            a System, Channel or Modem broke the contract: our fault, exit code 1
+SemcastError                 something Semcast says in one sentence, without a traceback
+├── InputError               bad input or usage: exit code 2
+│   ├── UnknownNameError     a name that no registry holds; the nearest known one is offered
+│   ├── VideoError           a file that is no video, has no frames, or is too small
+│   ├── SpecError            a malformed specification string (channel, system, scene, size)
+│   ├── BudgetError          a CBR that the system cannot meet
+│   ├── WeightsError         weights that are absent, damaged, or belong to another preset
+│   └── AirFileError         a truncated, damaged or alien air file
+└── ContractError            a System, Channel or Modem broke the contract: our fault, exit code 1
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Step(NamedTuple):
 
     frames: Tensor
     labels: Mapping[str, Tensor] = {}
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # a tuple has a method of this name, which nobody needs here
     last: bool = False
 
 

@@ -25,7 +25,7 @@ def draw_curve(log: list[dict[str, Any]], path: Path, title: str) -> None:
         py = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (y - low) / (high - low)
         return f"{px:.1f},{py:.1f}"
 
-    def line(series: list[tuple[float, float]], colour: str, width: float) -> str:
+    def polyline(series: list[tuple[float, float]], colour: str, width: float) -> str:
         joined = " ".join(place(x, y) for x, y in series)
         return f'<polyline fill="none" stroke="{colour}" stroke-width="{width}" points="{joined}"/>'
 
@@ -38,6 +38,7 @@ def draw_curve(log: list[dict[str, Any]], path: Path, title: str) -> None:
     best = f"; validation {points[-1][1]:.2f} dB" if points else ""
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">'
-        f'<rect width="100%" height="100%" fill="#fff"/><text x="{MARGIN}" y="26" font-size="14">{title}: PSNR (dB) against steps, '
-        f"{int(last)} so far{best}</text>{''.join(ticks)}{line(smooth, '#9db4c8', 1)}{line(points, '#0b5fa5', 2.5)}</svg>\n"
+        f'<rect width="100%" height="100%" fill="#fff"/><text x="{MARGIN}" y="26" font-size="14">'
+        f"{title}: PSNR (dB) against steps, {int(last)} so far{best}</text>{''.join(ticks)}"
+        f"{polyline(smooth, '#9db4c8', 1)}{polyline(points, '#0b5fa5', 2.5)}</svg>\n"
     )

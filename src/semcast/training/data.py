@@ -77,7 +77,7 @@ def load_corpus(
         if progress:
             progress(index + 1, len(files))
     if not clips:
-        raise InputError(f"found no clip or picture of at least {min_side} lines under {root}; expected video/ or images/ in it")
+        raise InputError(f"no clip or picture of at least {min_side} lines under {root}; expected video/ or images/ in it")
     return Corpus(clips, tuple(str(r.relative_to(root)) or "." for r in roots))
 
 
@@ -86,11 +86,11 @@ class CropSampler:
     """Random crops of consecutive frames.
 
     Args:
-        corpus: what to draw from; every clip is equally likely. size: side of the crops. frames: consecutive frames of a crop;
-            a picture shorter than that is set in motion by the scene renderer. batch: examples. seed: of everything drawn here.
-        min_scale: pictures are shrunk by a factor drawn log-uniformly from [min_scale, 1], area-averaged.
-        mosaic: an example is a square of mosaic x mosaic crops, side ``mosaic * size``. Power is shared out over a whole picture,
-            and a picture is more varied than a crop: a code trained on single crops never learns to share.
+        corpus: what to draw from; every clip is equally likely. size: side of the crops. frames: consecutive frames of a
+            crop; a picture shorter than that is set in motion by the scene renderer. batch: examples. seed: of everything
+            drawn here. min_scale: pictures are shrunk by a factor drawn log-uniformly from [min_scale, 1], area-averaged.
+        mosaic: an example is a square of mosaic x mosaic crops, side ``mosaic * size``. Power is shared out over a whole
+            picture, and a picture is more varied than a crop: a code trained on single crops never learns to share.
     """
 
     corpus: Corpus
@@ -101,8 +101,13 @@ class CropSampler:
     min_scale: float = 0.5
     mosaic: int = 1
 
+    def batch_at(self, step: int) -> Tensor:
+        """(B, t, 3, S, S) float32 in [0, 1], S = mosaic * size: a function of the seed and ``step`` alone."""
+        rng, generator = randomness("crops", self.seed, step)
+        return torch.stack([self._example(rng, generator) for _ in range(self.batch)])
+
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield (B, t, 3, S, S) float32 in [0, 1], S = mosaic * size, forever."""
+        """Yield such batches forever, one stream of draws; who may be interrupted asks :meth:`batch_at`."""
         rng = random.Random(self.seed)
         generator = torch.Generator().manual_seed(self.seed)
         while True:
@@ -138,3 +143,9 @@ class CropSampler:
 
 
 MOTIONS = ("pan", "zoom", "rotate", "shake")
+
+
+def randomness(*key: str | int) -> tuple[random.Random, torch.Generator]:
+    """Two generators that depend on ``key`` alone, on every machine."""
+    rng = random.Random("/".join(map(str, key)))
+    return rng, torch.Generator().manual_seed(rng.getrandbits(63))

@@ -1,16 +1,16 @@
 """The one training loop: it runs ``transmit.run`` on crops, over a link in training mode, for every system.
 
 A run is a folder: ``checkpoint/`` (config, fp16 weights, card), ``resume/`` (everything needed to go on), ``log.jsonl`` and
-``curve.svg``. An interrupted run goes on from the last save with the same command.
+``curve.svg``. An interrupted run goes on from the last save with the same command, and ends as it would have without the
+interruption: what is drawn at a step depends on the seed and the step alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.systems.base import System
 from semcast.training.curve import draw_curve
-from semcast.training.data import Corpus, CropSampler
+from semcast.training.data import Corpus, CropSampler, randomness
 from semcast.training.schedule import Schedule, Stage
 from semcast.transmit import run
 from semcast.types import Format, Step
@@ -58,7 +58,8 @@ class Exchange(nn.Module):
         per_step = self.system.frames_per_step
         pieces = frames.split(per_step, dim=1)
         steps = (Step(piece, index=i, last=i == len(pieces) - 1) for i, piece in enumerate(pieces))
-        fmt = Format(*frames.shape[-2:], goal=stage.goal, system=self.system.name, preset=self.system.preset, cbr=cbr)
+        height, width = frames.shape[-2:]
+        fmt = Format(height, width, goal=stage.goal, system=self.system.name, preset=self.system.preset, cbr=cbr)
         results = list(run(self.system, steps, link, Ledger(), fmt=fmt, generator=generator))
         return self.system.loss(results, stage.goal, stage.options)
 
@@ -90,7 +91,8 @@ def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_D
     """Mean RGB PSNR in dB of crops (B, t, 3, H, W) over AWGN, in evaluation mode, with a fixed seed."""
     system.eval()
     link = Link("awgn", snr_db=snr_db, cbr=cbr).eval()
-    fmt = Format(*frames.shape[-2:], system=system.name, preset=system.preset, cbr=cbr)
+    height, width = frames.shape[-2:]
+    fmt = Format(height, width, system=system.name, preset=system.preset, cbr=cbr)
     psnr = []
     for example in frames.split(1):
         steps = [Step(piece, index=i) for i, piece in enumerate(example.split(system.frames_per_step, 1))]
@@ -115,9 +117,9 @@ def train(
     """Train ``system``; returns the folder of the checkpoint.
 
     Args:
-        system: with fresh weights; a run that was interrupted replaces them. corpus: what to train on; the last clip of every 20
-            is held out for validation. schedule: stages and seeds. out: folder of the run. card: goes into card.json, completed
-            by what was measured. max_minutes: stop (resumably) after so long. on_step: told after every step.
+        system: with fresh weights; a run that was interrupted replaces them. corpus: what to train on; the last clip of every
+            20 is held out for validation. schedule: stages and seeds. out: folder of the run. card: goes into card.json,
+            completed by what was measured. max_minutes: stop (resumably) after so long. on_step: told after every step.
 
     Raises:
         InputError: the folder holds a run of another schedule.
@@ -132,28 +134,29 @@ def train(
         raise InputError(f"{folder} holds a run of another schedule; choose another --out, or remove it")
     marker.write_text(json.dumps(plan, indent=2) + "\n")
 
-    held = corpus.clips[19::20] or corpus.clips[:1]
-    kept = [clip for index, clip in enumerate(corpus.clips) if index % 20 != 19] or corpus.clips
+    held = Corpus(corpus.clips[19::20] or corpus.clips[:1], corpus.sources)
+    kept = Corpus([clip for index, clip in enumerate(corpus.clips) if index % 20 != 19] or corpus.clips, corpus.sources)
     first = schedule.stages[0]
     if not (folder / "resume" / "state.json").is_file():
         torch.manual_seed(schedule.seed)
         initialise = getattr(system, "initialise", None)
         if initialise is not None:
-            draws = iter(CropSampler(Corpus(kept, corpus.sources), first.size, 1, 16, schedule.seed + 17, first.min_scale))
+            draws = iter(CropSampler(kept, first.size, 1, 16, schedule.seed + 17, first.min_scale))
             initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(60)]))
-    held_crops = next(iter(CropSampler(Corpus(held, corpus.sources), first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
+    held_crops = next(iter(CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
 
     accelerator = Accelerator(mixed_precision="bf16")
-    system.to(memory_format=torch.channels_last)
+    system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own annotations
     exchange = Exchange(system).train()
     groups = [{"params": [p], "scale": system.lr_scale(name)} for name, p in system.named_parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(groups, lr=first.lr, betas=(0.9, 0.99))
     exchange, optimiser = accelerator.prepare(exchange, optimiser)
     average = {name: value.detach().float().clone() for name, value in system.state_dict().items()}
     step = _resume(folder, system, optimiser, average)
+    if accelerator.is_main_process and (log := _read_log(folder)):  # what came after the save is done again
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log if line["step"] <= step))
 
     links: dict[str, Link] = {}
-    batches: Iterator[Tensor] | None = None
     current = -1
     began, measured = time.monotonic(), 0
     rank = accelerator.process_index
@@ -161,13 +164,12 @@ def train(
         index, at = _stage_at(schedule, step)
         stage = schedule.stages[index]
         if index != current:
-            seed = schedule.seed + 1000 * index + 101 * step + 7919 * rank
-            sampler = CropSampler(Corpus(kept, corpus.sources), stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
-            batches, current = iter(sampler), index
-            rng, noise = random.Random(seed + 1), torch.Generator().manual_seed(seed + 2)
+            current = index
+            seed = schedule.seed + 7919 * rank
+            sampler = CropSampler(kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
             links = {spec: Link(spec).train() for spec in stage.channels}
-        assert batches is not None
-        frames = next(batches).to(accelerator.device)
+        rng, noise = randomness("air", schedule.seed, rank, step)
+        frames = sampler.batch_at(step).to(accelerator.device)
         link = links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
         low, high = stage.snr_db
         cbr = rng.choice(stage.cbr)
@@ -194,8 +196,8 @@ def train(
                 line = {"step": step, "stage": stage.name, "loss": round(loss, 4), "psnr_rgb_db": round(psnr, 3)}
                 if score is not None:
                     line["validation_psnr_rgb_db"] = round(score, 3)
-                with (folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
+                with (folder / "log.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
             stop = max_minutes is not None and time.monotonic() - began > max_minutes * 60
             if step % schedule.save_every == 0 or step == schedule.steps or stop:
                 _save(folder, system, optimiser, average, step, card, schedule)
@@ -215,10 +217,21 @@ def _validate_average(system: System, average: dict[str, Tensor], crops: Tensor)
         system.load_state_dict(own)
 
 
+def _read_log(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def _save(
-    folder: Path, system: System, optimiser: Any, average: dict[str, Tensor], step: int, card: dict[str, Any], schedule: Schedule
+    folder: Path,
+    system: System,
+    optimiser: Any,
+    average: dict[str, Tensor],
+    step: int,
+    card: dict[str, Any],
+    schedule: Schedule,
 ) -> None:
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] if (folder / "log.jsonl").is_file() else []
+    log = _read_log(folder)
     scores = [line for line in log if "validation_psnr_rgb_db" in line]
     trained = {
         **card,

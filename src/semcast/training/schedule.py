@@ -47,9 +47,9 @@ class Schedule(BaseModel):
     """Everything that decides a training run besides the data.
 
     Attributes:
-        system, preset: what is trained. seed: of weights, crops and noise. parts, every: sub-folders of the data folder, and keep
-            every n-th frame of a clip. ema: decay of the moving average of the weights that is kept. grad_clip: gradient norm.
-            validate_every: steps between validations on clips held out. save_every: steps between checkpoints.
+        system, preset: what is trained. seed: of weights, crops and noise. parts, every: sub-folders of the data folder,
+            and keep every n-th frame of a clip. ema: decay of the moving average of the weights that is kept. grad_clip:
+            gradient norm. validate_every: steps between validations on clips held out. save_every: steps between checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
