@@ -8,10 +8,12 @@ import pytest
 import torch
 from scipy.special import ndtr
 
+from semcast.link import Link, LinkAir
 from semcast.modems import bler as tables
 from semcast.modems import make_modem
 from semcast.modems.coded import CodedModem
 from semcast.modems.exact import ExactModem
+from semcast.modems.framing import layout, stream_size
 from semcast.modems.ldpc import BlockCode, block_code, crc
 from semcast.modems.mcs import MCS, Mcs
 from semcast.modems.qam import SNR_GRID_DB, demodulate, modulate, mutual_information
@@ -241,6 +243,29 @@ def test_both_modems_lose_alike_through_the_whole_chain(rayleigh):
     assert 0.1 < table < 0.9
     # 0.05 dB of the waterfall's slope, and 4 sigma of counting
     assert abs(exact - table) < 0.15 + 4 * math.sqrt(0.25 / blocks)
+
+
+def test_interleaving_spreads_every_block_over_the_fading_of_the_send_and_both_modems_agree():
+    """21 blocks of two coherence blocks each: alone some would drown, together all cross at the mean mutual information."""
+    mcs, link = MCS["64qam-1/2"], Link("rayleigh:block,coherence=512").eval()
+    packets = [Packet(bytes(20 * 381 - 2))]
+    lay = layout(stream_size([(0, len(packets[0].data))]), mcs)
+    assert lay.blocks == 21
+    seed = torch.Generator().manual_seed(3)
+    link.channel.reset(torch.Generator().manual_seed(3))
+    power = link.channel.sample(lay.uses, 0, generator=seed).h[0].abs().square().double().numpy()
+    curve = np.array([tables.faded_snr_db(power * 10 ** (snr / 10), 6) for snr in SNR_GRID_DB])
+    middle = float(np.interp(tables.waterfall(mcs, lay.coded_bits)[0], curve, SNR_GRID_DB))
+    for shift_db, expected in ((-0.8, 21), (0.8, 0)):
+        for phy in ("table", "exact"):
+            link = Link("rayleigh:block,coherence=512", snr_db=middle + shift_db, phy=phy, mcs=mcs.name).eval()
+            link.channel.reset(torch.Generator().manual_seed(3))
+            air = LinkAir(link, torch.Generator().manual_seed(1))
+            arrived, uses = link.modem.transport(packets, air, mcs, generator=torch.Generator().manual_seed(2))
+            assert uses.blocks_lost == expected, (phy, shift_db)
+            assert arrived == ([None] if expected else [packets[0].data])
+    in_a_row = tables.faded_snr_db(power.reshape(21, -1) * 10 ** ((middle + 0.8) / 10), 6)
+    assert tables.bler(mcs, lay.coded_bits, in_a_row).mean() > 0.2
 
 
 @pytest.mark.parametrize("phy", ["table", "exact"])

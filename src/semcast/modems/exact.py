@@ -7,14 +7,8 @@ from torch import Tensor
 
 from semcast.modems.base import Air
 from semcast.modems.coded import CodedModem, Transmission
-from semcast.modems.framing import (
-    CONTROL_BITS,
-    CONTROL_CODED_BITS,
-    CONTROL_LEVELS,
-    Layout,
-    pack_control,
-    unpack_control,
-)
+from semcast.modems.framing import CONTROL_BITS, CONTROL_CODED_BITS, CONTROL_LEVELS, Layout, pack_control, unpack_control
+from semcast.modems.interleave import burst, control_stride
 from semcast.modems.ldpc import BlockCode, bits_to_bytes, block_code, bytes_to_bits
 from semcast.modems.qam import demodulate, modulate
 
@@ -31,21 +25,27 @@ def encode_control(lay: Layout, uses: int) -> Tensor:
 
 
 def decode_control(llr: Tensor) -> tuple[Layout, int] | None:
-    """Find the control block at the head of a reception: its layout and channel uses, or None.
+    """Find the control block of a burst: its layout and channel uses, or None.
+
+    The receiver knows neither how long the block is nor how far its symbols lie apart, and tries what there is: with four
+    lengths and the powers of two about as many candidates as a terminal of NR has per slot. A candidate counts only if
+    the burst that it announces puts it where it was found.
 
     Args:
-        llr: (1, at least 120) LLRs of the first uses as QPSK, 2 * 480 of them where there are as many.
+        llr: (1, 2 * uses) LLRs of a burst as QPSK.
     """
+    symbols = llr.reshape(-1, 2)
     for uses in CONTROL_LEVELS:
-        bits = 2 * uses
-        if bits > llr.shape[1]:
+        if uses > len(symbols):
             break
-        n = min(bits, CONTROL_CODED_BITS[-1])
-        combined = llr[:, :bits].reshape(-1, n).sum(0, keepdim=True)
-        payload, passed = _control_code(n).decode(combined)
-        found = unpack_control(bits_to_bytes(payload)[0]) if bool(passed[0]) else None
-        if found is not None:
-            return found
+        strides = [1 << k for k in range((len(symbols) // uses).bit_length())]
+        n = min(2 * uses, CONTROL_CODED_BITS[-1])
+        heard = torch.stack([symbols[: stride * uses : stride].reshape(-1, n).sum(0) for stride in strides])
+        payload, passed = _control_code(n).decode(heard)
+        for stride, data, held in zip(strides, bits_to_bytes(payload), passed.tolist(), strict=True):
+            found = unpack_control(data) if held else None
+            if found is not None and stride == control_stride(found[1], found[1] + found[0].uses):
+                return found
     return None
 
 
@@ -63,25 +63,29 @@ class ExactModem(CodedModem):
         for rv in sorted(set(rvs)):
             rows = [row for row, own in enumerate(rvs) if own == rv]
             coded[rows] = code.encode(bytes_to_bits([sent.blocks[pending[row]] for row in rows]), rv)
-        x = modulate(coded, lay.mcs.bits_per_symbol).reshape(1, -1)
+        symbols = modulate(coded, lay.mcs.bits_per_symbol)
+        control = sent.control_uses if with_control else 0
+        places = burst(control, len(pending), lay.block_uses)
+        x = torch.empty(1, control + symbols.numel(), dtype=symbols.dtype)
+        x[0, torch.from_numpy(places.data)] = symbols
         if with_control:
-            x = torch.cat((encode_control(lay, sent.control_uses), x), dim=1)
+            x[:, torch.from_numpy(places.control)] = encode_control(lay, control)
         # 2. the air
         rx = air.carry(x)
         y, h, noise_var = rx.y, rx.h, rx.noise_var.expand_as(rx.h)
-        # 3. receiver: where the data begins and what it is stands in the control block; later transmissions answer its
+        # 3. receiver: where the data stands and what it is follows from the control block; later transmissions answer its
         # own acknowledgement, so it knows which blocks they are
-        begin = 0
+        heard_control = 0
         if with_control:
-            head = slice(0, CONTROL_LEVELS[-1])
-            control = decode_control(demodulate(y[:, head], h[:, head], noise_var[:, head], 2))
+            found = decode_control(demodulate(y, h, noise_var, 2))
             # a misread control block announces what the reception is too short or too long for
-            if control is None or control[0].uses != y.shape[1] - control[1] or control[0].blocks != len(pending):
+            if found is None or found[0].uses != y.shape[1] - found[1] or found[0].blocks != len(pending):
                 return
-            sent.announced, begin = control
+            sent.announced, heard_control = found
         heard = sent.announced
         assert heard is not None
-        y, h, noise_var = (part[:, begin:].reshape(len(pending), -1) for part in (y, h, noise_var))
+        at = torch.from_numpy(burst(heard_control, len(pending), heard.block_uses).data)
+        y, h, noise_var = (part[0, at] for part in (y, h, noise_var))
         llr = demodulate(y, h, noise_var, heard.mcs.bits_per_symbol)
         # 4. combine with earlier transmissions, decode, check
         for row, index in enumerate(pending):

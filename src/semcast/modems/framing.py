@@ -4,7 +4,7 @@
     |p|data.........|p|data....|p|data..|            one byte stream; p: length prefix
     [hdr|........][hdr|........][hdr|.....0]         blocks of equal size; hdr: where the first packet begins, and which
     [     |crc][     |crc][     |crc]                CRC-24, 5G LDPC, QAM
-    control block first: stream length and scheme, CRC-16, QPSK
+    control block: stream length and scheme, CRC-16, QPSK; :mod:`semcast.modems.interleave` spreads both over the burst
 
 A lost block loses the packets that touch it; the header of the next block resynchronises the rest. A stream of one
 block carries no header. The receiver reads everything from the control block and the blocks that passed their CRC.

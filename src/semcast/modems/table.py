@@ -8,6 +8,7 @@ import torch
 from semcast.modems import bler as tables
 from semcast.modems.base import Air
 from semcast.modems.coded import CodedModem, Transmission
+from semcast.modems.interleave import burst
 from semcast.modems.mcs import Mcs
 
 
@@ -36,14 +37,15 @@ class TableModem(CodedModem):
     ) -> None:
         mcs, per_block = sent.lay.mcs, sent.lay.block_uses
         control = sent.control_uses if with_control else 0
+        places = burst(control, len(pending), per_block)
         gains = air.fade(control + len(pending) * per_block)
         snr = (gains.h.abs().square().double() / gains.noise_var.double().clamp_min(1e-30)).flatten().numpy()
         draws = torch.rand(1 + len(pending), generator=generator, dtype=torch.float64).numpy()
         if with_control:
-            if draws[0] < tables.control_bler(snr[:control]):
+            if draws[0] < tables.control_bler(snr[places.control]):
                 return
             sent.announced = sent.lay
-        effective = tables.faded_snr_db(snr[control:].reshape(len(pending), per_block), mcs.bits_per_symbol)
+        effective = tables.faded_snr_db(snr[places.data], mcs.bits_per_symbol)
         for index, snr_db, draw in zip(pending, effective.tolist(), draws[1:].tolist(), strict=True):
             history = sent.attempts.setdefault(index, [])
             history.append((self._rv(len(history)), snr_db))
