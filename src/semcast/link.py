@@ -27,7 +27,11 @@ from semcast.modems.mcs import get_mcs
 from semcast.types import Analog, Budget, Csi, Digital, Format, Packet, Payload, Received, RxAnalog, RxProxy, Step
 
 HEADER_ATTEMPTS = 32
+HEADER_BLER, HEADER_MARGIN_DB = 0.1, 1.0
+"""A header is sent until it arrives, so one loss in ten is cheaper than the rate that avoids it."""
 TYPICAL_DRAWS, TYPICAL_USES = 64, 1024
+SEND_USES, SHORT_USES = 16384, 1024
+"""Channel uses that adaptation expects a block to be spread over: by the interleaver over a send, and alone."""
 
 
 # Names that a header is likely to hold: raw deflate with this dictionary shrinks them to a few bytes, and still carries any other.
@@ -133,11 +137,11 @@ class Link(nn.Module):
         self.channel = make_channel(channel) if isinstance(channel, str) else channel
         self.channel.configure(bandwidth_hz)
         self.modem: Modem = make_modem(phy, target_bler=target_bler, harq=harq, mcs=mcs)
-        self.header_modem: Modem = make_modem(phy, target_bler=target_bler)
+        self.header_modem: Modem = make_modem(phy, target_bler=max(target_bler, HEADER_BLER))
         self.bandwidth_hz, self.tx_power_w = bandwidth_hz, tx_power_w
         self.assumed_free = assumed_free
         self._mcs: dict[float, Mcs] = {}
-        self._typical: Tensor | None = None
+        self._typical: dict[int, Tensor] = {}
         self.set(snr_db=snr_db, cbr=cbr, csi_snr_db=csi_snr_db)
         self.reset()
 
@@ -171,8 +175,8 @@ class Link(nn.Module):
     # -- before encode --------------------------------------------------------------------------------------------------
 
     def open(self, fmt: Format, ledger: Ledger, *, generator: torch.Generator) -> None:
-        """Start a session: reset, and send the header until it arrives, first with 3 dB in hand and then at the most robust
-        coding. In training it is skipped."""
+        """Start a session: reset, and send the header until it arrives, first with a decibel in hand and then at the most
+        robust coding. In training it is skipped."""
         self.reset()
         self.channel.reset(generator)
         if self.training:
@@ -180,7 +184,8 @@ class Link(nn.Module):
         packet = Packet(pack_header(fmt))
         air = LinkAir(self, generator)
         for attempt in range(HEADER_ATTEMPTS):
-            mcs = self.header_modem.select(float(self.told_snr_db.mean()) - 3 if attempt == 0 else -100.0, self._gains())
+            snr_db = -100.0 if attempt else float(self.told_snr_db.mean()) - HEADER_MARGIN_DB
+            mcs = self.header_modem.select(snr_db, self._gains(SHORT_USES))
             clock = self.clock
             arrived, uses = self.header_modem.transport([packet], air, mcs, generator=generator)
             self._book(ledger, Charge("session", "pilots", self.clock - clock - uses.uses))
@@ -200,13 +205,14 @@ class Link(nn.Module):
             self._mcs[snr] = self.modem.select(200.0 if self.channel.is_ideal else snr, self._gains())
         return self._mcs[snr]
 
-    def _gains(self) -> Tensor | None:
-        """Gains that are typical of the channel, which a transmitter knows; None where they are all one."""
+    def _gains(self, window_uses: int = SEND_USES) -> Tensor | None:
+        """Gains that are typical of ``window_uses`` in a row, which a transmitter knows, evenly thinned out; None: all one."""
         if not self.channel.is_fading:
             return None
-        if self._typical is None:
-            self._typical = self.channel.typical(TYPICAL_USES, TYPICAL_DRAWS, generator=torch.Generator().manual_seed(0))
-        return self._typical
+        if window_uses not in self._typical:
+            gains = self.channel.typical(window_uses, TYPICAL_DRAWS, generator=torch.Generator().manual_seed(0))
+            self._typical[window_uses] = gains[:, :: window_uses // TYPICAL_USES].clone()
+        return self._typical[window_uses]
 
     def grant(self, step: Step) -> tuple[Csi, Budget]:
         """CSI and budget for the next step; unspent uses of earlier steps are carried over."""
@@ -224,7 +230,7 @@ class Link(nn.Module):
         return self.modem.uses_for_bytes(sizes, self.mcs() if mcs is None else get_mcs(mcs))
 
     def _robust_mcs(self, margin_db: float) -> str:
-        return self.modem.select(float(self.told_snr_db.mean()) - margin_db, self._gains()).name
+        return self.modem.select_protected(float(self.told_snr_db.mean()) - margin_db, self._gains(SHORT_USES)).name
 
     def _net_of_pilots(self, gross: int) -> int:
         if gross <= 0 or not self.channel.pilot_uses(1024):

@@ -198,9 +198,19 @@ def test_the_header_is_charged_and_comes_out_of_the_budget() -> None:
     link.open(fmt, ledger, generator=torch.Generator().manual_seed(0))
     modem = make_modem("fast")
     assert ledger.channel_uses == ledger.total(kind="header") > 0
-    assert ledger.channel_uses >= modem.uses_for_bytes([len(pack_header(fmt))], modem.select(7.0))
+    assert ledger.channel_uses >= modem.uses_for_bytes([len(pack_header(fmt))], modem.select(10.0))
     assert ledger.total("info_bits") == 8 * len(pack_header(fmt))
     assert link.grant(step())[1].uses == math.floor(0.1 * 3 * 64 * 96) - ledger.channel_uses
+
+
+@pytest.mark.parametrize(("channel", "snr_db", "most"), [("awgn", -2.0, 1500), ("awgn", 10.0, 250), ("tdl-c", 12.0, 1000)])
+def test_a_header_is_cheap(channel: str, snr_db: float, most: int) -> None:
+    """25 bytes are 200 bits: even BPSK at rate 1/5 does not need thousands of uses, nor outages the slowest scheme."""
+    link, ledger = Link(channel, snr_db=snr_db).eval(), Ledger()
+    link.open(
+        Format(240, 416, 50.0, "watch", "h265-ldpc", "default", cbr=0.02), ledger, generator=torch.Generator().manual_seed(0)
+    )
+    assert ledger.channel_uses < most
 
 
 def test_the_header_is_repeated_until_it_arrives_and_every_attempt_is_charged() -> None:

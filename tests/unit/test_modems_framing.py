@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 from semcast.errors import ContractError, SpecError, UnknownNameError
 from semcast.modems import MODEMS, make_modem
 from semcast.modems.base import Uses
+from semcast.modems.coded import protected_layout
+from semcast.modems.exact import decode_control, encode_control
 from semcast.modems.framing import (
+    CONTROL_LEVELS,
     PACKETS_MAX,
     STREAM_BYTES_MAX,
     deframe,
@@ -21,7 +25,9 @@ from semcast.modems.framing import (
     stream_size,
     unpack_control,
 )
+from semcast.modems.interleave import burst, control_stride
 from semcast.modems.mcs import CODED_BITS_MAX, MCS, coded_bits, get_mcs
+from semcast.modems.qam import demodulate
 from semcast.types import Packet, RxAnalog
 
 NAMES = sorted(MCS)
@@ -236,6 +242,58 @@ def test_select_climbs_with_snr_and_falls_back_to_the_most_robust():
     gains = torch.view_as_complex(torch.randn(64, 3072, 2, generator=generator())) * math.sqrt(0.5)
     assert modem.select(12.0, gains).efficiency < modem.select(12.0).efficiency
     assert make_modem("table", mcs="qpsk-1/2").select(30.0).name == "qpsk-1/2"
+
+
+def test_in_outage_the_fallback_is_the_best_goodput_and_for_what_must_arrive_the_least_loss():
+    """Half of the sends meet no channel at all: what helps the other half is rate, and robustness helps nobody."""
+    modem, capacity = make_modem("table"), make_modem("capacity")
+    gains = torch.ones(64, 1024)
+    gains[::2] = 1e-4
+    assert modem.select(10.0, gains).efficiency >= modem.select(10.0).efficiency
+    assert modem.select_protected(10.0, gains).name == "bpsk-1/5"
+    assert modem.select_protected(10.0) == modem.select(10.0)
+    assert capacity.select(10.0, gains).efficiency == pytest.approx(math.log2(11), abs=1e-5)
+    assert capacity.select_protected(10.0, gains).efficiency == pytest.approx(0.2)
+    gains[::2] = 0.5  # a fade that a scheme can cross is no outage
+    assert modem.select(10.0, gains) == modem.select(10.0 - 20 * math.log10(2))
+
+
+def test_a_short_block_of_the_slowest_scheme_is_not_padded_to_a_long_one():
+    slowest = MCS["bpsk-1/5"]
+    for size in (39, 60):
+        assert protected_layout(size, slowest, 1e-3) == layout(size, slowest)
+    assert all(protected_layout(size, mcs, 1e-3).uses < 2000 for size in (1, 6, 39) for mcs in MCS.values())
+
+
+@pytest.mark.parametrize(
+    ("control", "blocks", "block_uses"), [(60, 1, 90), (480, 1, 7), (0, 5, 64), (240, 67, 31), (60, 66, 40)]
+)
+def test_a_burst_has_a_place_for_every_symbol_and_every_block_is_everywhere(control, blocks, block_uses):
+    places = burst(control, blocks, block_uses)
+    total = control + blocks * block_uses
+    assert sorted([*places.control.tolist(), *places.data.flatten().tolist()]) == list(range(total))
+    assert places.data.shape == (blocks, block_uses)
+    if control:
+        stride = control_stride(control, total)
+        assert np.diff(places.control).tolist() == [stride] * (control - 1)
+        assert total / 2 < stride * control <= total
+    # every block has one symbol in each column, so that it spans the burst
+    assert (np.sort(places.data, axis=1) == places.data).all()
+    assert (np.diff(places.data, axis=1) < 3 * blocks + 3).all()
+    if blocks > 60:  # and does not live on one of 67 subcarriers, however many blocks there are
+        assert min(len(np.unique(row % 67)) for row in places.data) > 10
+
+
+def test_a_control_block_is_found_wherever_the_length_of_the_burst_puts_it():
+    mcs = MCS["qpsk-1/2"]
+    for uses in CONTROL_LEVELS:
+        for size in (20, 700, 9000):
+            lay = layout(size, mcs)
+            symbols = torch.zeros(1, uses + lay.uses, dtype=torch.complex64)
+            symbols[:, torch.from_numpy(burst(uses, lay.blocks, lay.block_uses).control)] = encode_control(lay, uses)
+            llr = demodulate(symbols, torch.ones_like(symbols), torch.full((1, 1), 0.1), 2)
+            assert decode_control(llr) == (lay, uses)
+            assert decode_control(llr.roll(2)) is None
 
 
 def test_short_streams_get_a_slower_scheme_or_padding_but_a_fixed_scheme_stays():

@@ -78,11 +78,19 @@ class Modem(ABC):
 
     @abstractmethod
     def select(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
-        """The highest-rate scheme whose expected block error rate meets ``target_bler``; the most robust one if none does.
+        """The highest-rate scheme whose expected block error rate meets ``target_bler``.
+
+        Where the channel is in outage more often than that, no scheme does; then it is the one with the highest expected
+        goodput, rate * (1 - block error rate): the most robust one would spend every use to be lost in the same fades.
 
         Args:
-            snr_db: Es/N0 at unit gain, as told. gains: (draws, n) complex or magnitude, typical of the channel; None: all one.
+            snr_db: Es/N0 at unit gain, as told.
+            gains: (draws, n) complex or magnitude, n uses evenly spread over a typical send per draw; None: all one.
         """
+
+    @abstractmethod
+    def select_protected(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
+        """As ``select``, but where no scheme meets ``target_bler`` the one that loses least: for what all else depends on."""
 
     @abstractmethod
     def bits_per_use(self, mcs: Mcs) -> float:

@@ -24,6 +24,9 @@ Floats = NDArray[np.float64]
 DESIGN_BITS = 3072
 """Coded length that adaptation is designed for: streams of several blocks have blocks between this and 6144."""
 CONTROL_BLER = 1e-4
+SLOWEST_GRACE_DB = 0.5
+"""What short blocks of the slowest scheme may need beyond its long ones: nothing slower is left to turn to, and to pad 300
+bits to 3072 coded ones would double the uses for the last 0.3 dB."""
 _SNR_FLOOR, _SNR_CEILING = 1e-3, 1e6
 
 
@@ -115,9 +118,11 @@ def control_uses(mcs: Mcs, target_bler: float) -> int:
 def short_block_schemes(default: Mcs, target_bler: float) -> tuple[tuple[Mcs, int], ...]:
     """Schemes no faster than ``default`` with the least coded bits at which each needs no more SNR than ``default`` does.
 
-    Short blocks need more SNR (1 to 2 dB at 264 bits), so that a short stream takes a slower scheme instead.
+    Short blocks need more SNR (1 to 2 dB at 264 bits), so that a short stream takes a slower scheme instead; under the
+    slowest one there is none, and ``SLOWEST_GRACE_DB`` is allowed.
     """
-    limit = threshold_db(default, DESIGN_BITS, target_bler) + 1e-9
+    slowest = min(schemes(), key=lambda mcs: mcs.efficiency)
+    limit = threshold_db(default, DESIGN_BITS, target_bler) + (SLOWEST_GRACE_DB if default == slowest else 1e-9)
     lengths = np.arange(132, DESIGN_BITS + 1, 12)
     chosen = []
     for mcs in schemes():

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from semcast.errors import SpecError
@@ -39,15 +40,35 @@ class CapacityModem(Modem):
         self.fixed = None if mcs is None else get_mcs(mcs)
 
     def select(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
-        """The rate that the told SNR supports: over fading, the capacity that all but ``target_bler`` of the draws exceed."""
+        """The rate that the told SNR supports: over fading, the capacity that all but ``target_bler`` of the draws exceed.
+
+        Where that is less than ``BITS_PER_USE_MIN``, it is the draw whose capacity has the highest expected goodput.
+        """
         if self.fixed is not None:
             return self.fixed
+        rates = self._rates(snr_db, gains)
+        rate = float(np.quantile(rates, self.target_bler, method="lower"))
+        if rate < BITS_PER_USE_MIN:
+            goodput = rates * (1 - np.arange(len(rates)) / len(rates))
+            rate = float(rates[goodput.argmax()])
+        return self._named(rate)
+
+    def select_protected(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
+        if self.fixed is not None:
+            return self.fixed
+        return self._named(float(np.quantile(self._rates(snr_db, gains), self.target_bler, method="lower")))
+
+    @staticmethod
+    def _rates(snr_db: float, gains: Tensor | None) -> NDArray[np.float64]:
+        """Capacity of every draw, rising, in bits per use."""
         snr = 10 ** (min(snr_db, _SNR_DB_MAX) / 10)
         power = np.ones((1, 1)) if gains is None else gains.abs().square().double().reshape(gains.shape[0], -1).numpy()
-        capacity = np.log2(1 + snr * power).mean(axis=1)
-        rate = max(float(np.quantile(capacity, self.target_bler, method="lower")), BITS_PER_USE_MIN)
+        return np.sort(np.log2(1 + snr * power).mean(axis=1))
+
+    @staticmethod
+    def _named(rate: float) -> Mcs:
         # rounded down in the sixth digit: a name must not claim more than the channel has
-        return get_mcs(f"capacity-{math.floor(rate * 1e6) / 1e6:.6f}")
+        return get_mcs(f"capacity-{math.floor(max(rate, BITS_PER_USE_MIN) * 1e6) / 1e6:.6f}")
 
     def bits_per_use(self, mcs: Mcs) -> float:
         return mcs.efficiency

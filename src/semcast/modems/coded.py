@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -98,6 +99,13 @@ class CodedModem(Modem):
             raise SpecError(f"{mcs!r} is a scheme of the capacity modem; this one takes one of {', '.join(MCS)}")
 
     def select(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
+        return self._choose(snr_db, gains, lambda mcs, lost: mcs.efficiency * (1 - lost))
+
+    def select_protected(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
+        return self._choose(snr_db, gains, lambda mcs, lost: -lost)
+
+    def _choose(self, snr_db: float, gains: Tensor | None, worth: Callable[[Mcs, float], float]) -> Mcs:
+        """The fastest scheme that meets the target; else that of most ``worth``, given its expected block error rate."""
         if self.fixed is not None:
             return self.fixed
         power = np.ones((1, 1)) if gains is None else gains.abs().square().double().reshape(gains.shape[0], -1).numpy()
@@ -106,15 +114,19 @@ class CodedModem(Modem):
             tables.schemes(), key=lambda mcs: (-mcs.efficiency, tables.threshold_db(mcs, tables.DESIGN_BITS, self.target_bler))
         )
         effective: dict[int, NDArray[np.float64]] = {}
+        worths: dict[Mcs, float] = {}
         for mcs in order:
             m = mcs.bits_per_symbol
-            span = max(1, min(snr.shape[1], tables.DESIGN_BITS // m))
             if m not in effective:
-                pieces = snr[:, : snr.shape[1] // span * span].reshape(-1, span)
-                effective[m] = tables.faded_snr_db(pieces, m)
-            if tables.bler(mcs, tables.DESIGN_BITS, effective[m]).mean() <= self.target_bler:
+                # interleaved, a block meets uses from all over a draw: every so many-th one
+                span = max(1, min(snr.shape[1], tables.DESIGN_BITS // m))
+                apart = snr.shape[1] // span
+                effective[m] = tables.faded_snr_db(snr[:, : apart * span].reshape(-1, span, apart).swapaxes(1, 2), m)
+            lost = float(tables.bler(mcs, tables.DESIGN_BITS, effective[m]).mean())
+            if lost <= self.target_bler:
                 return mcs
-        return order[-1]
+            worths[mcs] = worth(mcs, lost)
+        return max(reversed(order), key=worths.__getitem__)  # the most robust where nothing gets through
 
     def bits_per_use(self, mcs: Mcs) -> float:
         size = max_block_bytes(mcs)
