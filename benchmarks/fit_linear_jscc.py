@@ -1,6 +1,6 @@
 """Fit the statistics of linear-jscc (KLT basis, class variances and frequencies) and write them as checkpoints.
 
-    python benchmarks/fit_linear_jscc.py ../shared/data/train src/semcast/weights
+python benchmarks/fit_linear_jscc.py ../shared/data/train src/semcast/weights
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Blocks of a picture as a mixture of Gaussians: the statistics that a code can start from.
 
-Every 16x16 block is a zero-mean Gaussian in the KLT basis, with the variances of one of a few classes. The class decides how many
-channel uses a block gets and how power is shared out (reverse water-filling); its index is what a transmitter has to tell.
+Every 16x16 block is a zero-mean Gaussian in the KLT basis, with the variances of one of a few classes. The class decides how
+many channel uses a block gets and how power is shared out (water-filling); its index is what a transmitter has to tell.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Allocation(NamedTuple):
     """Which coefficients of every block are sent and how.
 
     Attributes:
-        sent: (N, L) bool, exactly twice as many as channel uses. gain: (N, L) amplitude per coefficient, 0 where nothing is sent.
-        variance: (N, L) of the coefficients' classes.
+        sent: (N, L) bool, exactly twice as many as channel uses. gain: (N, L) amplitude per coefficient, 0 where nothing is
+            sent. variance: (N, L) of the coefficients' classes.
     """
 
     sent: Tensor
@@ -52,8 +52,8 @@ class BlockClasses(nn.Module):
     """KLT basis, class variances and class frequencies, fitted to training material and then fixed.
 
     Args:
-        classes: number of classes. latents: coefficients per block that may be sent (L). rotated: the first so many coefficients
-            are turned into every class's own KLT (0: all classes share one). floor: variance below which differences between
+        classes: number of classes. latents: coefficients per block that may be sent (L). rotated: the first so many
+            coefficients are turned into every class's own KLT (0: all classes share one). floor: variance below which differences between
             classes do not count, in squared pixel values of [0, 1].
     """
 
@@ -178,7 +178,7 @@ class BlockClasses(nn.Module):
 
 
 def contexts(classes: np.ndarray) -> np.ndarray:
-    """Context of every class of a map (h, w): the mean of left and upper neighbour, rounded up; at the edge the one there is."""
+    """Context of every class of a map (h, w): the mean of left and upper neighbour, rounded up; at the edge the one it has."""
     left, up = np.zeros_like(classes), np.zeros_like(classes)
     left[:, 1:], up[1:] = classes[:, :-1], classes[:-1]
     up[0], left[:, 0] = left[0], up[:, 0]
@@ -221,7 +221,7 @@ def decode_classes(data: bytes, h: int, w: int, frequencies: np.ndarray) -> np.n
 
 
 def side_margin_db(told_snr_db: float) -> float:
-    """How much worse than told the channel may be before the packet of classes is lost: 8 dB, but not below 0 dB; at least 2 dB.
+    """How much worse than told the channel may be before the packet of classes is lost: down to 0 dB, by 2 to 8 dB.
 
     A picture degrades where its SNR is overestimated; without the classes it would be lost. Below 0 dB such caution costs more
     channel uses than it saves.

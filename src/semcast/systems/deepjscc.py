@@ -67,8 +67,8 @@ class SmallConfig:
 
     Attributes:
         classes: of 16x16 blocks; a class decides how many channel uses a block gets. latents: real coefficients per block at
-            most (L). width, fine_width: channels of the convolutions on the grid of blocks, and on the grid of half blocks at the
-            end of the decoder. encoder_blocks, decoder_blocks, fine_blocks: residual blocks of two 3x3 convolutions.
+            most (L). width, fine_width: channels of the convolutions on the grid of blocks, and on the grid of half blocks at
+            the end of the decoder. encoder_blocks, decoder_blocks, fine_blocks: residual blocks of two 3x3 convolutions.
         embedding: numbers that describe a class to the convolutions.
     """
 
@@ -223,8 +223,8 @@ _HEAD = "<bH"  # told SNR in half dB, gain in hundredths of a dB from -100 dB
 class DeepJscc(System):
     """Deep JSCC of single frames.
 
-    ``paper`` sends one analog stream ``latent``. ``small`` adds a packet ``classes``: the class of every block (range-coded, and
-    charged like everything else), from which both ends derive where the channel uses go.
+    ``paper`` sends one analog stream ``latent``. ``small`` adds a packet ``classes``: the class of every block, range-coded and
+    charged like everything else, from which both ends derive where the channel uses go.
     """
 
     name = "deepjscc"
@@ -249,7 +249,9 @@ class DeepJscc(System):
         if isinstance(config, PaperConfig):
             need = config.c * math.ceil(fmt.height / 4) * math.ceil(fmt.width / 4) / 2 / (3 * fmt.height * fmt.width)
             if fmt.cbr < need * (1 - 1e-6):
-                raise BudgetError(f"deepjscc:paper always sends CBR {need:.4f} at this size and cannot meet {fmt.cbr:g}; raise --cbr")
+                raise BudgetError(
+                    f"deepjscc:paper always sends CBR {need:.4f} at this size and cannot meet {fmt.cbr:g}; raise --cbr"
+                )
         return JsccState(fmt)
 
     def encode(
@@ -297,8 +299,8 @@ class DeepJscc(System):
         uses = budget.uses - budget.uses_for_packets([size], self._side_mcs(budget, csi))
         if uses < maps[0].size // 16 + 1:
             raise BudgetError(
-                f"deepjscc:small needs {size} bytes of side information a frame and has no channel uses left for the picture at CBR "
-                f"{budget.cbr:g}; raise --cbr"
+                f"deepjscc:small needs {size} bytes of side information a frame and has no channel uses left for the picture "
+                f"at CBR {budget.cbr:g}; raise --cbr"
             )
         return side, uses
 
@@ -390,7 +392,7 @@ class DeepJscc(System):
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
 
-        The divisor is the distortion of an ideal code whose rate is the channel's capacity at that SNR and CBR, up to a constant.
+        The divisor follows the channel's capacity at that SNR and CBR as the distortion of an ideal code does, up to a constant.
         ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest pictures own, and PSNR (p -> 0).
         """
         result = run[0]
@@ -398,7 +400,8 @@ class DeepJscc(System):
         mse = (result.decoded.frames - result.step.frames).square().flatten(1).mean(1)
         p = float(stage.get("power", 0.5))
         arrived = result.aux.get("arrived", torch.ones_like(mse))  # what a lost packet does is not the network's to mend
-        return {"loss": ((mse / result.aux["reference_mse"]).pow(p) * arrived).mean(), "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+        loss = ((mse / result.aux["reference_mse"]).pow(p) * arrived).mean()
+        return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
 
 
 def _grid(rows: list[Tensor], classes: Tensor) -> Tensor:
@@ -449,8 +452,8 @@ SPEC = SystemSpec(
 # Departures from the papers
 # - small: a block's share of the channel uses follows its class, which is sent as a packet and charged. The papers give every
 #   place of a picture the same number of symbols; that alone costs 2 dB (see linear-jscc with one class and with 32).
-# - small: convolutions work on the grids of 16x16 and 8x8 blocks instead of at full, half and quarter resolution; residual blocks
-#   with GELU instead of PReLU/GDN stacks; one network serves all rates and, by AF modules as in ADJSCC, all SNRs.
+# - small: convolutions work on the grids of 16x16 and 8x8 blocks instead of at full, half and quarter resolution; residual
+#   blocks with GELU instead of PReLU/GDN stacks; one network serves all rates and, by AF modules as in ADJSCC, all SNRs.
 # - small: both halves start as a closed-form linear code (KLT, water-filling, LMMSE) and learn what to add.
 # - small: the root of MSE, divided by what SNR and rate cost, instead of MSE: one network serves all SNRs and rates.
 # - small: the amplitude that power normalisation removes is sent with the classes; ADJSCC leaves the network to guess it.
