@@ -60,6 +60,7 @@ class LinearJscc(System):
         return LinearState(fmt)
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # closed form in full precision: there is no network to speed up
     def encode(
         self, step: Step, state: LinearState, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, LinearState, Aux]:
@@ -87,6 +88,7 @@ class LinearJscc(System):
         return payload, state, {}
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
     def decode(
         self, received: Received, state: LinearState, n_frames: int, *, generator: torch.Generator
     ) -> tuple[Decoded, LinearState, Aux]:
