@@ -392,7 +392,7 @@ class DeepJscc(System):
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
 
-        The divisor follows the channel's capacity at that SNR and CBR as the distortion of an ideal code does, up to a constant.
+        The divisor follows the capacity at that SNR and CBR as the distortion of an ideal code does, up to a constant.
         ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest pictures own, and PSNR (p -> 0).
         """
         result = run[0]

@@ -3,9 +3,10 @@
     frame ─▶ 16x16 blocks ─▶ KLT ─▶ keep the strongest ─▶ water-filled power ─▶ symbols ~~▶ LMMSE ─▶ inverse KLT ─▶ frame_hat
                       └▶ class of block ─▶ range coder ─▶ packet ─────────────────▲
 
-With one class of blocks the same coefficients of every block are sent. With 32, a class says which variances a block has, so busy
-blocks get more channel uses and more power; the class indices are entropy-coded, sent as a packet and charged. K.-H. Lee and
-D. P. Petersen, "Optimal linear coding for vector channels", IEEE Trans. Commun. 24(12), 1976 (power over Gaussian components).
+With one class of blocks the same coefficients of every block are sent. With 32, a class says which variances a block has, so
+busy blocks get more channel uses and more power; the class indices are entropy-coded, sent as a packet and charged.
+K.-H. Lee and D. P. Petersen, "Optimal linear coding for vector channels", IEEE Trans. Commun. 24(12), 1976 (power over Gaussian
+components).
 
 The statistics (basis, variances, frequencies of classes) are fitted to training material; nothing is trained.
 """
@@ -32,7 +33,7 @@ _HEAD = "<bH"  # told SNR in half dB, gain in hundredths of a dB from -100 dB
 
 @dataclass(frozen=True)
 class LinearConfig:
-    """``classes`` of blocks, 1 being the classical block code; ``rotated`` coefficients have a KLT of their own in every class."""
+    """``classes`` of blocks, 1 being the classical code; ``rotated`` coefficients have a KLT of their own in every class."""
 
     classes: int = 32
     rotated: int = 128
@@ -73,7 +74,7 @@ class LinearJscc(System):
         uses = budget.uses - budget.uses_for_packets([side], mcs)
         if uses < classes.numel() // 16 + 1:
             raise BudgetError(
-                f"linear-jscc:{self.preset} needs {side} bytes of side information a frame and has no channel uses left for the picture "
+                f"linear-jscc:{self.preset} needs {side} bytes of side information a frame and has no uses left for the picture "
                 f"at CBR {budget.cbr:g}; raise --cbr"
             )
         plan = self.blocks.allocate(classes.flatten(), uses, snr_steps / 2)
