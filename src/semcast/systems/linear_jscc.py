@@ -74,7 +74,7 @@ class LinearJscc(System):
         uses = budget.uses - budget.uses_for_packets([side], mcs)
         if uses < classes.numel() // 16 + 1:
             raise BudgetError(
-                f"linear-jscc:{self.preset} needs {side} bytes of side information a frame and has no uses left for the picture "
+                f"linear-jscc:{self.preset} needs {side} bytes of side information a frame and no uses left for the picture "
                 f"at CBR {budget.cbr:g}; raise --cbr"
             )
         plan = self.blocks.allocate(classes.flatten(), uses, snr_steps / 2)
