@@ -31,10 +31,10 @@ HEADER_BLER, HEADER_MARGIN_DB = 0.1, 1.0
 """A header is sent until it arrives, so one loss in ten is cheaper than the rate that avoids it."""
 TYPICAL_DRAWS, TYPICAL_USES = 64, 1024
 SEND_USES, SHORT_USES = 16384, 1024
-"""Channel uses that adaptation expects a block to be spread over: by the interleaver over a send, and alone."""
+"""Channel uses that adaptation expects a block to be spread over: at most, by the interleaver over a long send, and alone."""
 
 
-# Names that a header is likely to hold: raw deflate with this dictionary shrinks them to a few bytes, and still carries any other.
+# Names that a header is likely to hold: raw deflate with this dictionary shrinks them to a few bytes, and carries any other.
 _HEADER_WORDS = (
     b"classify\0segment\0dvst-paper\0offline\0paper\0small\0-capacity\0mjpeg-ldpc\0jpeg-ldpc\0jpeg2000-ldpc\0hevc-intra-ldpc\0freeze\0"
     b"linear-jscc\0watch\0av1-ldpc\0h264-ldpc\0deepjscc\0small\0watch\0h265-ldpc\0default\0strong"
@@ -140,7 +140,8 @@ class Link(nn.Module):
         self.header_modem: Modem = make_modem(phy, target_bler=max(target_bler, HEADER_BLER))
         self.bandwidth_hz, self.tx_power_w = bandwidth_hz, tx_power_w
         self.assumed_free = assumed_free
-        self._mcs: dict[float, Mcs] = {}
+        self._mcs: dict[tuple[float, int], Mcs] = {}
+        self._robust: dict[tuple[float, float], str] = {}
         self._typical: dict[int, Tensor] = {}
         self.set(snr_db=snr_db, cbr=cbr, csi_snr_db=csi_snr_db)
         self.reset()
@@ -159,6 +160,7 @@ class Link(nn.Module):
         """Forget the past: clock, token bucket, acknowledgements."""
         self.clock = 0
         self._accrued = 0.0
+        self._send_uses = SEND_USES
         self._spent = 0
         self._acks: dict[str, list[bool]] = {}
 
@@ -189,8 +191,8 @@ class Link(nn.Module):
             clock = self.clock
             arrived, uses = self.header_modem.transport([packet], air, mcs, generator=generator)
             self._book(ledger, Charge("session", "pilots", self.clock - clock - uses.uses))
-            self._book(ledger, Charge("session", "header", uses.data_uses + uses.control_uses, uses.info_bits, uses.coded_bits, 1,
-                                      int(arrived[0] is None)))  # fmt: skip
+            spent, lost = uses.data_uses + uses.control_uses, int(arrived[0] is None)
+            self._book(ledger, Charge("session", "header", spent, uses.info_bits, uses.coded_bits, 1, lost))
             if arrived[0] is not None:
                 return
         raise InputError(
@@ -201,11 +203,12 @@ class Link(nn.Module):
     def mcs(self) -> Mcs:
         """Modulation and coding that the link picks at the SNR the transmitter believes in."""
         snr = float(self.told_snr_db.mean())
-        if snr not in self._mcs:
-            self._mcs[snr] = self.modem.select(200.0 if self.channel.is_ideal else snr, self._gains())
-        return self._mcs[snr]
+        key = snr, self._send_uses
+        if key not in self._mcs:
+            self._mcs[key] = self.modem.select(200.0 if self.channel.is_ideal else snr, self._gains(self._send_uses))
+        return self._mcs[key]
 
-    def _gains(self, window_uses: int = SEND_USES) -> Tensor | None:
+    def _gains(self, window_uses: int) -> Tensor | None:
         """Gains that are typical of ``window_uses`` in a row, which a transmitter knows, evenly thinned out; None: all one."""
         if not self.channel.is_fading:
             return None
@@ -221,6 +224,8 @@ class Link(nn.Module):
         self._accrued += nominal
         gross = math.floor(self._accrued + 1e-6) - (0 if self.training else self._spent)
         uses = max(0, self._net_of_pilots(math.floor(nominal) if self.training else gross))
+        # a step that is granted few uses meets less of the fading; powers of two, so that few choices have to be made
+        self._send_uses = min(max(1 << (max(math.floor(nominal), 1).bit_length() - 1), SHORT_USES), SEND_USES)
         mcs = self.mcs()
         csi = Csi(self.told_snr_db.expand(batch).clone(), self.modem.bits_per_use(mcs), 0, dict(self._acks))
         payload = 0 if self.training else self.modem.bytes_for_uses(uses, mcs)
@@ -230,7 +235,10 @@ class Link(nn.Module):
         return self.modem.uses_for_bytes(sizes, self.mcs() if mcs is None else get_mcs(mcs))
 
     def _robust_mcs(self, margin_db: float) -> str:
-        return self.modem.select_protected(float(self.told_snr_db.mean()) - margin_db, self._gains(SHORT_USES)).name
+        told = (float(self.told_snr_db.mean()), margin_db)
+        if told not in self._robust:
+            self._robust[told] = self.modem.select_protected(told[0] - margin_db, self._gains(SHORT_USES)).name
+        return self._robust[told]
 
     def _net_of_pilots(self, gross: int) -> int:
         if gross <= 0 or not self.channel.pilot_uses(1024):
@@ -345,9 +353,11 @@ class Link(nn.Module):
         for row in range(batch):
             lost[row] |= self.channel.erasures(entries, self.clock, generator=generator)
         arrived = ~lost.to(proxy.device)
-        uses = math.ceil(float(bits.sum()) / self.modem.bits_per_use(self.mcs()))
+        total = float(bits.sum())
+        uses = math.ceil(total / self.modem.bits_per_use(self.mcs()))
         self.clock += uses // max(batch, 1)
-        self._book(ledger, Charge(name, "digital", uses, math.ceil(float(bits.sum())), 0, batch * entries, int(lost.sum()), estimated=True))  # fmt: skip
+        charge = Charge(name, "digital", uses, math.ceil(total), 0, batch * entries, int(lost.sum()), estimated=True)
+        self._book(ledger, charge)
         mask = arrived.reshape(batch, entries, *[1] * (proxy.dim() - 2))
         return RxProxy(proxy * mask, arrived)
 

@@ -203,6 +203,26 @@ def test_the_header_is_charged_and_comes_out_of_the_budget() -> None:
     assert link.grant(step())[1].uses == math.floor(0.1 * 3 * 64 * 96) - ledger.channel_uses
 
 
+def test_a_step_of_few_uses_expects_less_of_the_fading() -> None:
+    """A short send meets two or three gains of a block Rayleigh channel; a long one sixteen, and can count on their mean."""
+    choices = {}
+    for cbr in (0.15, 1.0):  # 2764 and 18432 uses
+        link = Link("rayleigh:block", snr_db=8.0, cbr=cbr).eval()
+        link.grant(step())
+        choices[cbr] = link.mcs()
+        lost = 0
+        for seed in range(12):
+            link.reset()
+            link.channel.reset(torch.Generator().manual_seed(seed))
+            _, budget = link.grant(step())
+            packets = [[Packet(bytes(budget.payload_bytes))]]
+            arrived = link.send({"p": Digital(packets)}, Ledger(), generator=torch.Generator().manual_seed(seed))["p"]
+            assert isinstance(arrived, list)
+            lost += arrived[0][0] is None
+        assert lost == 0 if cbr == 1.0 else lost < 9
+    assert choices[0.15] != choices[1.0]
+
+
 @pytest.mark.parametrize(("channel", "snr_db", "most"), [("awgn", -2.0, 1500), ("awgn", 10.0, 250), ("tdl-c", 12.0, 1000)])
 def test_a_header_is_cheap(channel: str, snr_db: float, most: int) -> None:
     """25 bytes are 200 bits: even BPSK at rate 1/5 does not need thousands of uses, nor outages the slowest scheme."""

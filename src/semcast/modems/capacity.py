@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semcast.errors import SpecError
-from semcast.modems.base import Air, Modem, Uses
+from semcast.modems.base import GOODPUT_SLACK, Air, Modem, Uses
 from semcast.modems.mcs import Mcs, get_mcs
 from semcast.types import Packet
 
@@ -42,7 +42,7 @@ class CapacityModem(Modem):
     def select(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
         """The rate that the told SNR supports: over fading, the capacity that all but ``target_bler`` of the draws exceed.
 
-        Where that is less than ``BITS_PER_USE_MIN``, it is the draw whose capacity has the highest expected goodput.
+        Where that is less than ``BITS_PER_USE_MIN``, goodput decides: the slowest rate within ``GOODPUT_SLACK`` of the best.
         """
         if self.fixed is not None:
             return self.fixed
@@ -50,7 +50,7 @@ class CapacityModem(Modem):
         rate = float(np.quantile(rates, self.target_bler, method="lower"))
         if rate < BITS_PER_USE_MIN:
             goodput = rates * (1 - np.arange(len(rates)) / len(rates))
-            rate = float(rates[goodput.argmax()])
+            rate = float(rates[(goodput >= (1 - GOODPUT_SLACK) * goodput.max()).argmax()])
         return self._named(rate)
 
     def select_protected(self, snr_db: float, gains: Tensor | None = None) -> Mcs:

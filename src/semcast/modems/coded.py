@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semcast.errors import ContractError, SpecError
 from semcast.modems import bler as tables
-from semcast.modems.base import Air, Modem, Uses
+from semcast.modems.base import GOODPUT_SLACK, Air, Modem, Uses
 from semcast.modems.framing import (
     CONTROL_BITS,
     PACKETS_MAX,
@@ -99,13 +99,14 @@ class CodedModem(Modem):
             raise SpecError(f"{mcs!r} is a scheme of the capacity modem; this one takes one of {', '.join(MCS)}")
 
     def select(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
-        return self._choose(snr_db, gains, lambda mcs, lost: mcs.efficiency * (1 - lost))
+        return self._choose(snr_db, gains, lambda mcs, lost: mcs.efficiency * (1 - lost), GOODPUT_SLACK)
 
     def select_protected(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
-        return self._choose(snr_db, gains, lambda mcs, lost: -lost)
+        return self._choose(snr_db, gains, lambda mcs, lost: 1 - lost, 0.0)
 
-    def _choose(self, snr_db: float, gains: Tensor | None, worth: Callable[[Mcs, float], float]) -> Mcs:
-        """The fastest scheme that meets the target; else that of most ``worth``, given its expected block error rate."""
+    def _choose(self, snr_db: float, gains: Tensor | None, worth: Callable[[Mcs, float], float], slack: float) -> Mcs:
+        """The fastest scheme that meets the target; else the slowest whose ``worth``, given its expected block error rate, is
+        within a share of ``slack`` of the greatest."""
         if self.fixed is not None:
             return self.fixed
         power = np.ones((1, 1)) if gains is None else gains.abs().square().double().reshape(gains.shape[0], -1).numpy()
@@ -126,7 +127,8 @@ class CodedModem(Modem):
             if lost <= self.target_bler:
                 return mcs
             worths[mcs] = worth(mcs, lost)
-        return max(reversed(order), key=worths.__getitem__)  # the most robust where nothing gets through
+        enough = (1 - slack) * max(worths.values())  # 0 where nothing gets through: then the slowest
+        return next(mcs for mcs in reversed(order) if worths[mcs] >= enough)
 
     def bits_per_use(self, mcs: Mcs) -> float:
         size = max_block_bytes(mcs)
