@@ -1,13 +1,17 @@
 """Receivers: units that arrived in, as many frames as the step has out, whatever is missing.
 
 A frame that cannot be decoded shows the frame before it again ("freeze"). What becomes of the frames that were predicted from
-it is a rule per codec, chosen by the script ``benchmarks/concealment.py``:
+it is a rule per codec:
 
     H.264   decode on: FFmpeg stands in for missing pictures and slices. Without its intra frame, freeze the group.
     H.265   decode on: FFmpeg would paint a missing reference grey, so a picture that says "as before" takes its place.
             With B-frames: freeze what depends on a lost picture until the next intra frame.
     AV1     freeze until the next intra frame: its entropy coder inherits its state from the lost frame.
     JPEG    rows of lost restart segments stay as they were. JPEG 2000: fewer quality layers.
+
+``benchmarks/concealment.py`` compares the rules. With 1 % of the blocks lost (BasketballPass, CBR 0.0079, mean over 8 seeds,
+condition "strong") to decode on gains 0.24 dB with H.264, 3.1 dB with four slices per picture; 0.07 dB with H.265, 0.04 to
+0.29 dB for other packet sizes; and -0.04 dB with AV1, which is to say nothing.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Pictures: JPEG (also frame after frame as Motion JPEG) and JPEG 2000, without the parts of their files that carry nothing.
 
 JPEG crosses the air much as in RFC 2435: the receiver rebuilds the markers that follow from the frame size and one number for
-the quantiser; Huffman tables are optimised and sent. The quantiser is flat, which is what PSNR wants: on Kodak it is
-worth about 1 dB over the tables of ITU-T T.81 annex K at 0.8 bit per pixel and above. A frame is cut into restart
-segments, which are decoded without one another.
+the quantiser; Huffman tables are optimised and sent. The quantiser is flat, which is what PSNR wants: on two
+pictures of Kodak it was worth about 1 dB over the tables of ITU-T T.81 annex K at 0.8 bit per pixel and above. A frame is cut
+into restart segments, which are decoded without one another.
 
 JPEG 2000 (9-7 wavelet, ISO/IEC 15444-1) is sent as quality layers; those after the first that is lost count as empty.
 """
