@@ -94,9 +94,9 @@ class Modem(ABC):
             gains: (draws, n) complex or magnitude, n uses evenly spread over a typical send per draw; None: all one.
         """
 
-    @abstractmethod
     def select_protected(self, snr_db: float, gains: Tensor | None = None) -> Mcs:
         """As ``select``, but where no scheme meets ``target_bler`` the one that loses least: for what all else depends on."""
+        return self.select(snr_db, gains)
 
     @abstractmethod
     def bits_per_use(self, mcs: Mcs) -> float:
