@@ -49,6 +49,15 @@ def built(spec: SystemSpec, preset: str) -> System:
     return fresh(spec, preset)
 
 
+@cache
+def ready(spec: SystemSpec, preset: str) -> System:
+    """With the weights that come with the package, for what random weights cannot show."""
+    try:
+        return checkpoint.make_system(f"{spec.name}:{preset}")[0]
+    except WeightsError:
+        pytest.skip(f"no weights of {spec.name}:{preset} come with the package")
+
+
 LADDER = [1 / 12, 0.12, 0.15, 0.2, 0.3, 0.5, 1.0]
 
 
@@ -137,12 +146,22 @@ def test_one_frame_of_the_smallest_size(spec: SystemSpec, preset: str, hold: Hol
     assert session.shown.shape == (1, 3, 64, 64)
 
 
-@pytest.mark.parametrize(("spec", "preset"), [c for c in CASES if not c.values[0].trained])  # type: ignore[attr-defined]
-def test_what_needs_no_training_shows_the_picture(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
-    session = hold(built(spec, preset), clip(3, 96, 112), snr_db=15.0, cbr=0.2)
+@pytest.mark.parametrize(("spec", "preset"), CASES)
+def test_what_is_shipped_shows_the_picture(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
+    session = hold(ready(spec, preset), clip(3, 96, 112), snr_db=15.0, cbr=0.2)
     mean = session.sent.mean((0, 2, 3), keepdim=True)
     of_grey = float(-10 * torch.log10((session.sent - mean).square().mean()))
     assert session.psnr_db > of_grey + 6
+
+
+@pytest.mark.parametrize(("spec", "preset"), NOT_DIGITAL)
+def test_quality_rises_with_snr_and_rate(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
+    system, frames = ready(spec, preset), clip(1, 128, 160)
+    by_snr = [hold(system, frames, snr_db=snr_db, cbr=0.12).psnr_db for snr_db in (0.0, 6.0, 12.0, 18.0)]
+    by_rate = [hold(system, frames, snr_db=10.0, cbr=cbr).psnr_db for cbr in (0.05, 0.1, 0.2)]
+    assert by_snr == sorted(by_snr)
+    assert by_rate == sorted(by_rate)
+    assert by_snr[-1] > by_snr[0] + 3
 
 
 # -- determinism -------------------------------------------------------------------------------------------------------------
@@ -272,7 +291,7 @@ def test_lost_packets_never_raise(spec: SystemSpec, preset: str, channel: str, h
 
 @pytest.mark.parametrize(("spec", "preset"), WITH_PACKETS)
 def test_a_link_that_lies_costs_quality_not_frames(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
-    system = built(spec, preset)
+    system = ready(spec, preset)
     frames = clip(3, 96, 128)
     cbr = affordable_cbr(system, 96, 128, 0.12)
     truth = hold(system, frames, snr_db=18.0, csi_snr_db=18.0, cbr=cbr)
