@@ -14,17 +14,17 @@ from semcast import checkpoint
 from semcast.systems.linear_jscc import CONFIGS, LinearJscc
 from semcast.training.data import CropSampler, load_corpus
 
-CROPS, SIZE, SEED = 1040, 192, 3
+CROPS, SIZE, SEED, ITERATIONS = 1760, 192, 3, 2
 
 
 def main(data: str, out: str) -> None:
     """Fit every preset to crops of the clips below ``data``/video."""
-    corpus = load_corpus(data, parts=("video",), every=31)
+    corpus = load_corpus(data, parts=("video",), every=16)
     sampler = iter(CropSampler(corpus, size=SIZE, batch=8, min_scale=0.7, seed=SEED))
     frames = torch.cat([next(sampler).flatten(0, 1) for _ in range(CROPS // 8)])
     for preset, config in CONFIGS.items():
         system = LinearJscc(config, preset)
-        system.blocks.fit(frames)
+        system.blocks.fit(frames, ITERATIONS)
         card = {
             "what": "statistics, not trained: KLT basis, class variances and class frequencies",
             "data": f"{len(corpus.clips)} clips of {', '.join(corpus.sources)}, {CROPS} crops of {SIZE}x{SIZE}",

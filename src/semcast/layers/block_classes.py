@@ -37,14 +37,15 @@ def water_fill(variance: Tensor, count: Tensor, noise_var: float) -> Tensor:
     Args:
         variance: (K,) of the components. count: (K,) how often each occurs. noise_var: noise power per component.
     """
-    low, high = 1e-12, 1e6
     v, c = variance.double(), count.double()
-    total = c.sum().clamp_min(1)
-    power = torch.ones_like(v)
-    for _ in range(60):
-        level = math.sqrt(low * high)
-        power = ((v * noise_var / level).sqrt() - noise_var).clamp_min(0)
-        low, high = (level, high) if float((power * c).sum() / total) > 1 else (low, level)
+    descending = v.argsort(descending=True, stable=True)
+    root = (v[descending] * noise_var).sqrt()
+    filled, weighted = c[descending].cumsum(0), (c[descending] * root).cumsum(0)
+    # p = root / s - n over the strongest k components, where s makes the mean over all of them 1; the last must stay above 0.
+    scale = weighted / (filled[-1] + noise_var * filled)
+    active = int((root > noise_var * scale).sum())
+    power = torch.zeros_like(v)
+    power[descending[:active]] = root[:active] / scale[active - 1] - noise_var
     return power.float()
 
 
@@ -53,8 +54,8 @@ class BlockClasses(nn.Module):
 
     Args:
         classes: number of classes. latents: coefficients per block that may be sent (L). rotated: the first so many
-            coefficients are turned into every class's own KLT (0: all classes share one). floor: variance below which differences between
-            classes do not count, in squared pixel values of [0, 1].
+            coefficients are turned into every class's own KLT (0: all classes share one). floor: variance below which
+            differences between classes do not count, in squared pixel values of [0, 1].
     """
 
     basis: Tensor
@@ -66,6 +67,7 @@ class BlockClasses(nn.Module):
     def __init__(self, classes: int, latents: int = DIMS, rotated: int = 0, floor: float = 3e-4) -> None:
         super().__init__()
         self.classes, self.latents, self.rotated, self.floor = classes, latents, rotated, floor
+        self._order: tuple[tuple[int, int], Tensor] | None = None
         self.register_buffer("basis", torch.eye(DIMS)[:latents].clone())  # rows: eigenvectors, strongest first
         self.register_buffer("mean", torch.full((DIMS,), 0.5))
         self.register_buffer("std", torch.ones(classes, latents))
@@ -106,6 +108,13 @@ class BlockClasses(nn.Module):
             turned[classes == index, :M] = rows[classes == index, :M] @ (R if back else R.T)
         return turned
 
+    def _strongest_first(self) -> Tensor:
+        """Indices of (class, coefficient) by falling variance; kept while the statistics stay the same."""
+        version = (self.std.data_ptr(), self.std._version)
+        if self._order is None or self._order[0] != version:
+            self._order = (version, self.std.flatten().argsort(descending=True, stable=True))
+        return self._order[1]
+
     def allocate(self, classes: Tensor, uses: int, snr_db: float) -> Allocation:
         """Share ``uses`` channel uses out over the blocks of one picture, the strongest coefficients first.
 
@@ -116,7 +125,7 @@ class BlockClasses(nn.Module):
         blocks = torch.bincount(classes, minlength=self.classes)
         wanted = min(2 * uses, int(blocks.sum()) * self.latents // 2 * 2)
         # Few distinct values, sorted stably: both ends choose the same coefficients on any machine.
-        order = variance.flatten().argsort(descending=True, stable=True)
+        order = self._strongest_first()
         owner = order // self.latents
         filled = blocks[owner].cumsum(0)
         last = int(torch.searchsorted(filled, wanted))

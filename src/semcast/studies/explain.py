@@ -190,7 +190,7 @@ def _of_analog(curve: _Curve) -> list[Finding]:
                 "graceful",
                 f"{name} degrades gracefully: {_db(quality[last])} at {_at(curve.snr(last))}, {_db(quality[0])} at "
                 f"{_at(curve.snr(0))}, that is {mean:.2f} dB of PSNR per dB of SNR and never more than {max(slopes):.2f}. "
-                "Noise moves the received symbols a little and the picture with them; no block can fail.",
+                "Noise moves the received symbols a little, and the picture with them.",
             )
         )
     if slopes[-1] < 0.15:

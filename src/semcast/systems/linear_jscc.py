@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semcast.errors import BudgetError, UnknownNameError
-from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes, side_margin_db
+from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes
 from semcast.layers.blocks import pad_to
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.types import Analog, Aux, Budget, Csi, Decoded, Digital, Format, Packet, Payload, Received, RxAnalog, Step
@@ -36,7 +36,7 @@ class LinearConfig:
     """``classes`` of blocks, 1 being the classical code; ``rotated`` coefficients have a KLT of their own in every class."""
 
     classes: int = 32
-    rotated: int = 128
+    rotated: int = 192
 
 
 class LinearState(NamedTuple):
@@ -70,8 +70,7 @@ class LinearJscc(System):
         snr_steps = round(2 * max(-60.0, min(60.0, float(csi.snr_db.mean()))))
         body = encode_classes(classes.numpy(), self.blocks.frequencies.numpy())
         side = struct.calcsize(_HEAD) + len(body)
-        mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
-        uses = budget.uses - budget.uses_for_packets([side], mcs)
+        uses = budget.uses - budget.uses_for_packets([side], None)
         if uses < classes.numel() // 16 + 1:
             raise BudgetError(
                 f"linear-jscc:{self.preset} needs {side} bytes of side information a frame and no uses left for the picture "
@@ -83,7 +82,7 @@ class LinearJscc(System):
         gain_db = -10 * math.log10(max(float(x.square().mean()), 1e-9))
         head = struct.pack(_HEAD, snr_steps, round(100 * (gain_db + 100)))
         payload: Payload = {
-            "classes": Digital([[Packet(head + body, mcs=mcs)]]),
+            "classes": Digital([[Packet(head + body)]]),
             "latent": Analog(torch.view_as_complex(x.reshape(1, -1, 2).contiguous())),
         }
         return payload, state, {}
