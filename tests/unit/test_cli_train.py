@@ -55,7 +55,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "did you mean 'save_every'" in refused(capsys, "deepjscc", *here, "--schedule", wrong)
     assert "positive" in refused(capsys, "deepjscc", *here, "--max-minutes", "0")
     assert "no such data folder" in refused(capsys, "deepjscc", "--data", tmp_path / "none", "--out", out)
-    assert "found no clip" in refused(capsys, "deepjscc", *here)
+    assert "no clip or picture" in refused(capsys, "deepjscc", *here)
     wrong.write_text(SCHEDULE)
     with registered():
         assert "is a schedule for deepjscc:small" in refused(capsys, "echo", *here, "--schedule", wrong)

@@ -6,7 +6,6 @@ many channel uses a block gets and how power is shared out (water-filling); its 
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
