@@ -109,6 +109,8 @@ class BlockClasses(nn.Module):
 
     def _strongest_first(self) -> Tensor:
         """Indices of (class, coefficient) by falling variance; kept while the statistics stay the same."""
+        if self.std.is_inference():  # made under inference_mode: it has no version that could tell a change
+            return self.std.flatten().argsort(descending=True, stable=True)
         version = (self.std.data_ptr(), self.std._version)
         if self._order is None or self._order[0] != version:
             self._order = (version, self.std.flatten().argsort(descending=True, stable=True))
