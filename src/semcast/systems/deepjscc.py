@@ -117,7 +117,7 @@ class PaperDecoder(nn.Sequential):
 
 
 class Conditions(NamedTuple):
-    """What modulates the network: (B, 2) of SNR / 20 dB and rate c / L, and the same as maps (B, 2, h, w)."""
+    """What modulates the network: (B, 2) of SNR / 20 dB and log2 of channel uses per block / 7, and the same as maps."""
 
     vector: Tensor
     maps: Tensor
