@@ -14,7 +14,7 @@ from semcast import checkpoint
 from semcast.systems.linear_jscc import CONFIGS, LinearJscc
 from semcast.training.data import CropSampler, load_corpus
 
-CROPS, SIZE, SEED, ITERATIONS = 1760, 192, 3, 2
+CROPS, SIZE, SEED, ITERATIONS = 1760, 192, 3, 1
 
 
 def main(data: str, out: str) -> None:
