@@ -30,7 +30,7 @@ from semcast.studies.rows import Row
 from semcast.studies.stats import goodput_bps, outage
 from semcast.systems import SYSTEMS
 from semcast.systems.base import System, SystemSpec
-from semcast.transmit import run
+from semcast.transmit import has_fast_bf16, run
 from semcast.types import Decoded, Format, Received, Step, StepResult
 from semcast.video.clip import Clip
 from semcast.video.steps import steps
@@ -108,8 +108,7 @@ def resolve_precision(precision: Precision) -> Literal["bf16", "fp32"]:
     """
     if precision != "auto":
         return precision
-    has = torch.cpu.get_capabilities()
-    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+    return "bf16" if has_fast_bf16() else "fp32"
 
 
 @contextlib.contextmanager

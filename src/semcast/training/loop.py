@@ -27,7 +27,7 @@ from semcast.systems.base import System
 from semcast.training.curve import draw_curve
 from semcast.training.data import Corpus, CropSampler, randomness
 from semcast.training.schedule import Schedule, Stage
-from semcast.transmit import run
+from semcast.transmit import has_fast_bf16, run
 from semcast.types import Format, Step
 
 VALIDATION_CBR, VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 1 / 12, 10.0, 12
@@ -145,7 +145,7 @@ def train(
             initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(60)]))
     held_crops = next(iter(CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
 
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() or has_fast_bf16() else "no")
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own annotations
     exchange = Exchange(system).train()
     groups = [{"params": [p], "scale": system.lr_scale(name)} for name, p in system.named_parameters() if p.requires_grad]
