@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from semcast.link import Link
 from semcast.systems.deepjscc import DeepJscc, PaperConfig, SmallConfig, SmallDecoder
 from semcast.systems.linear_jscc import LinearConfig, LinearJscc
 from semcast.training.data import Corpus, CropSampler, load_corpus
-from semcast.training.loop import Progress, train, validate
+from semcast.training.loop import Progress, saved_step, train, validate
 from semcast.training.schedule import Schedule, Stage, load_schedule
 from semcast.transmit import run
 from semcast.types import Format, Step
@@ -181,6 +183,20 @@ def test_an_interrupted_run_ends_like_one_left_alone(corpus: Corpus, tmp_path: P
         assert [name for name in left if not torch.equal(left[name], right[name])] == []
     for file in ("log.jsonl", "checkpoint/card.json", "curve.svg"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+def test_an_interrupt_from_the_keyboard_finishes_the_step_and_saves_it(corpus: Corpus, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(turn: Progress) -> None:
+        if turn.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(build(SMALL, Untouched), corpus, plan("small", 50), tmp_path, card={}, on_step=interrupt)
+    assert saved_step(tmp_path) == 4
+    assert signal.getsignal(signal.SIGINT) == before
+    assert saved_step(tmp_path / "nowhere") == 0
 
 
 def test_a_finished_run_has_nothing_left_to_do(corpus: Corpus, tmp_path: Path) -> None:
