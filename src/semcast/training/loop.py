@@ -132,7 +132,9 @@ def train(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() or has_bf16() else "no")
+    # Accelerate takes a device that it finds; processes on processors alone know of each other only where it is told so
+    alone = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=alone, mixed_precision="bf16" if not alone or has_bf16() else "no")
     main = accelerator.is_main_process
     folder = Path(out)
     marker = folder / "schedule.json"
