@@ -232,7 +232,9 @@ class Link(nn.Module):
         return csi, Budget(uses, math.floor(nominal), self.cbr, 1.0, payload, self._uses_for_packets, self._robust_mcs)
 
     def _uses_for_packets(self, sizes: list[int], mcs: str | None) -> int:
-        return self.modem.uses_for_bytes(sizes, self.mcs() if mcs is None else get_mcs(mcs))
+        if mcs is None:
+            return self.modem.uses_for_bytes(sizes, self.mcs())
+        return self.modem.uses_for_named(sizes, get_mcs(mcs))
 
     def _robust_mcs(self, margin_db: float) -> str:
         told = (float(self.told_snr_db.mean()), margin_db)

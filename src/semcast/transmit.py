@@ -13,12 +13,6 @@ from semcast.systems.base import System
 from semcast.types import Format, Step, StepResult
 
 
-def has_fast_bf16() -> bool:
-    """Whether this processor has units for bf16; without them it is many times slower than fp32."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
 def run(
     system: System,
     source: Iterable[Step],

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +25,7 @@ from semcast.link import Link
 from semcast.systems.deepjscc import DeepJscc, PaperConfig, SmallConfig, SmallDecoder
 from semcast.systems.linear_jscc import LinearConfig, LinearJscc
 from semcast.training.data import Corpus, CropSampler, load_corpus
-from semcast.training.loop import Progress, train, validate
+from semcast.training.loop import Progress, saved_step, train, validate
 from semcast.training.schedule import Schedule, Stage, load_schedule
 from semcast.transmit import run
 from semcast.types import Format, Step
@@ -181,6 +185,76 @@ def test_an_interrupted_run_ends_like_one_left_alone(corpus: Corpus, tmp_path: P
         assert [name for name in left if not torch.equal(left[name], right[name])] == []
     for file in ("log.jsonl", "checkpoint/card.json", "curve.svg"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "cut" / file).read_bytes()
+
+
+def test_an_interrupt_from_the_keyboard_finishes_the_step_and_saves_it(corpus: Corpus, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(turn: Progress) -> None:
+        if turn.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(build(SMALL, Untouched), corpus, plan("small", 50), tmp_path, card={}, on_step=interrupt)
+    assert saved_step(tmp_path) == 4
+    assert signal.getsignal(signal.SIGINT) == before
+    assert saved_step(tmp_path / "nowhere") == 0
+
+
+TWO_PROCESSES = """
+import json, os, sys
+import numpy as np
+import torch
+from accelerate.state import PartialState
+from semcast.systems.deepjscc import DeepJscc, SmallConfig
+from semcast.training import data
+from semcast.training.loop import train
+from semcast.training.schedule import Schedule, Stage
+
+torch.manual_seed(int(os.environ["RANK"]))  # what each starts from must not matter
+blocks = {"encoder_blocks": 1, "decoder_blocks": 1, "fine_blocks": 1}
+system = DeepJscc(SmallConfig(classes=4, latents=96, width=32, fine_width=16, **blocks))
+system.initialise = None
+drawn, batch_at = [], data.CropSampler.batch_at
+def noted(self, step):
+    batch = batch_at(self, step)
+    drawn.append(float(batch.double().sum()))
+    return batch
+data.CropSampler.batch_at = noted
+clips = [np.random.default_rng(seed).integers(0, 256, (2, 96, 112, 3), dtype=np.uint8) for seed in range(4)]
+stage = Stage(name="only", steps=3, batch=2, size=64, warmup=1, lr=2e-3)
+schedule = Schedule(system="deepjscc", preset="small", ema=0.9, validate_every=3, save_every=2, stages=(stage,))
+told = []
+train(system, data.Corpus(clips, ("x",)), schedule, sys.argv[1], card={}, on_step=lambda turn: told.append(turn.step))
+weights = sum(float(value.double().abs().sum()) for value in system.parameters())
+mine = {"of": PartialState().num_processes, "drawn": drawn, "weights": weights, "told": told}
+open(f"{sys.argv[1]}/{PartialState().process_index}.json", "w").write(json.dumps(mine))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_draw_their_own_crops_and_keep_the_same_weights(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(launch, capture_output=True, text=True, timeout=240, env=environment)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert one["of"] == two["of"] == 2
+    assert set(one["drawn"]).isdisjoint(two["drawn"])
+    assert one["weights"] == two["weights"]
+    assert (one["told"], two["told"]) == ([1, 2, 3], [])
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [3]
 
 
 def test_a_finished_run_has_nothing_left_to_do(corpus: Corpus, tmp_path: Path) -> None:

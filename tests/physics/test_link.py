@@ -12,6 +12,7 @@ from torch import Tensor
 from semcast.ledger import Ledger
 from semcast.link import Link, pack_header
 from semcast.modems import make_modem
+from semcast.modems.mcs import MCS
 from semcast.types import Analog, Digital, Format, Packet, RxAnalog, Step, as_complex, as_real
 
 N = 200_000
@@ -190,6 +191,19 @@ def test_payload_bytes_are_what_the_modem_can_carry() -> None:
 
 
 # -- the header --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phy", ["fast", "capacity"])
+@pytest.mark.parametrize("name", [None, *MCS])
+def test_the_uses_that_a_budget_promises_are_those_that_are_charged(name: str | None, phy: str) -> None:
+    """Whether packets name their scheme or leave it to the link, which then protects short ones; pilots are extra."""
+    link = Link("awgn", snr_db=40.0, csi_snr_db=10.0, cbr=0.5, phy=phy).eval()
+    budget = link.grant(step())[1]
+    for sizes in ([1], [20], [33, 7], [230], [700], [1500, 1500]):
+        ledger = Ledger()
+        stream = Digital([[Packet(bytes(size), mcs=name) for size in sizes]])
+        link.send({"p": stream}, ledger, generator=torch.Generator().manual_seed(0))
+        assert budget.uses_for_packets(sizes, name) == ledger.channel_uses
 
 
 def test_the_header_is_charged_and_comes_out_of_the_budget() -> None:

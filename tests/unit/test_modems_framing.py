@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from semcast.errors import ContractError, SpecError, UnknownNameError
 from semcast.modems import MODEMS, make_modem
 from semcast.modems.base import GOODPUT_SLACK, Uses
-from semcast.modems.coded import protected_layout
+from semcast.modems.coded import CodedModem, protected_layout
 from semcast.modems.exact import decode_control, encode_control
 from semcast.modems.framing import (
     CONTROL_LEVELS,
@@ -151,6 +151,25 @@ def test_uses_for_bytes_is_what_transport_charges(phy, sizes, snr_db):
     assert arrived == [packet.data for packet in random_packets(sizes)]
     assert uses.info_bits == 8 * sum(sizes)
     assert (uses.blocks_lost, uses.retransmissions, uses.feedback_uses) == (0, 0, 0)
+
+
+class Wire(CodedModem):
+    """Everything arrives, and no channel is asked: what is left is framing and accounting."""
+
+    def _attempt(self, sent, pending, with_control, air, generator):
+        sent.announced, sent.received = sent.lay, list(sent.blocks)
+
+
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("named", [True, False])
+def test_every_size_costs_what_was_promised_at_every_scheme(named, stride):
+    modem, air, payload = Wire(), FakeAir(40.0), bytes(3000)
+    promise = modem.uses_for_named if named else modem.uses_for_bytes
+    for mcs in MCS.values():
+        for size in [*range(1, 200), *range(200, 3001, stride)]:
+            packet = Packet(payload[:size], mcs=mcs.name if named else None)
+            _, uses = modem.transport([packet], air, mcs, generator=generator())
+            assert uses.uses == promise([size], mcs), (mcs.name, size)
 
 
 @pytest.mark.parametrize("phy", ["table", "capacity"])

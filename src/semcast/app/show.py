@@ -77,7 +77,7 @@ def outcome(row: Row) -> None:
         f"{row.airtime_s:.3g} s on the air",
     ]
     if row.packets_sent:
-        cost.append(f"{row.packets_lost} of {row.packets_sent} packets lost ({row.mcs})")
+        cost.append(f"{row.packets_lost} of {row.packets_sent} packets lost" + (f" ({row.mcs})" if row.mcs else ""))
     if row.concealed_frames:
         cost.append(f"{row.concealed_frames} frames concealed")
     print(f"{row.name} sent {row.clip} ({row.frames} frames of {row.width}x{row.height}) over {row.channel} {snr}")

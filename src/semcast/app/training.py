@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from semcast import checkpoint
@@ -13,9 +15,11 @@ from semcast.app.commands import set_threads
 from semcast.app.options import check_output
 from semcast.app.show import console
 from semcast.errors import InputError, UnknownNameError
+from semcast.machine import keep_freed_memory
 from semcast.systems import SYSTEMS
 from semcast.training.data import load_corpus
 from semcast.training.loop import Progress as Turn
+from semcast.training.loop import saved_step
 from semcast.training.loop import train as run_training
 from semcast.training.schedule import load_schedule
 
@@ -53,9 +57,13 @@ def train(
     schedule = load_schedule(base, preset, schedule_file)
     if (schedule.system, schedule.preset) != (base, preset):
         raise InputError(f"{schedule_file} is a schedule for {schedule.system}:{schedule.preset}, not for {base}:{preset}")
+    keep_freed_memory()
+    torch.manual_seed(schedule.seed)
     system = spec.make(preset, "strong")
     system.name, system.preset = base, preset
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher may have started, one speaks
     screen = console()
+    screen.quiet = not first
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[state]}"),
@@ -99,11 +107,13 @@ def train(
         try:
             folder = run_training(system, corpus, schedule, out, card=card, max_minutes=max_minutes, on_step=on_step)
         except KeyboardInterrupt:
-            print(
-                f"stopped at step {last.step}; saved every {schedule.save_every} steps, the same command goes on from there",
-                file=sys.stderr,
-            )
+            if first:
+                print(
+                    f"saved at step {saved_step(out)} of {schedule.steps}; the same command goes on from there", file=sys.stderr
+                )
             raise
+    if not first:
+        return
     if last.step and last.step < schedule.steps:
         print(f"stopped at step {last.step} of {schedule.steps}; the same command goes on from there")
     print(f"wrote {folder} (weights {checkpoint.weights_id(folder)}), {out / 'log.jsonl'} and {out / 'curve.svg'}")

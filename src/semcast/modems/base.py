@@ -106,6 +106,10 @@ class Modem(ABC):
     def uses_for_bytes(self, packet_sizes: list[int], mcs: Mcs) -> int:
         """Channel uses, control included, that ``transport`` charges for packets of these sizes without retransmission."""
 
+    def uses_for_named(self, packet_sizes: list[int], mcs: Mcs) -> int:
+        """As ``uses_for_bytes``, for packets that name ``mcs`` themselves: it is taken as it is, short as the stream may be."""
+        return self.uses_for_bytes(packet_sizes, mcs)
+
     def bytes_for_uses(self, uses: int, mcs: Mcs) -> int:
         """Largest payload, as one packet, that ``uses`` channel uses can carry; 0 if none."""
         if self.uses_for_bytes([1], mcs) > uses:

@@ -111,8 +111,10 @@ class CodedModem(Modem):
             return self.fixed
         power = np.ones((1, 1)) if gains is None else gains.abs().square().double().reshape(gains.shape[0], -1).numpy()
         snr = power * 10 ** (snr_db / 10)
+        # rounded, since 6 * 2/5 and 4 * 3/5 are not the same to the last bit
         order = sorted(
-            tables.schemes(), key=lambda mcs: (-mcs.efficiency, tables.threshold_db(mcs, tables.DESIGN_BITS, self.target_bler))
+            tables.schemes(),
+            key=lambda mcs: (-round(mcs.efficiency, 9), tables.threshold_db(mcs, tables.DESIGN_BITS, self.target_bler)),
         )
         effective: dict[int, NDArray[np.float64]] = {}
         worths: dict[Mcs, float] = {}
@@ -142,9 +144,15 @@ class CodedModem(Modem):
         return protected_layout(stream_bytes, mcs, self.target_bler)
 
     def uses_for_bytes(self, packet_sizes: list[int], mcs: Mcs) -> int:
+        return self._uses(packet_sizes, mcs, explicit=False)
+
+    def uses_for_named(self, packet_sizes: list[int], mcs: Mcs) -> int:
+        return self._uses(packet_sizes, mcs, explicit=True)
+
+    def _uses(self, packet_sizes: list[int], mcs: Mcs, *, explicit: bool) -> int:
         total = 0
         for chunk in _chunks(packet_sizes):
-            lay = self._layout(stream_size(enumerate(packet_sizes[i] for i in chunk)), mcs, explicit=False)
+            lay = self._layout(stream_size(enumerate(packet_sizes[i] for i in chunk)), mcs, explicit=explicit)
             total += lay.uses + tables.control_uses(mcs, self.target_bler)
         return total
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +25,12 @@ from semcast import checkpoint
 from semcast.errors import InputError
 from semcast.ledger import Ledger
 from semcast.link import Link
+from semcast.machine import has_bf16
 from semcast.systems.base import System
 from semcast.training.curve import draw_curve
 from semcast.training.data import Corpus, CropSampler, randomness
 from semcast.training.schedule import Schedule, Stage
-from semcast.transmit import has_fast_bf16, run
+from semcast.transmit import run
 from semcast.types import Format, Step
 
 VALIDATION_CBR, VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 1 / 12, 10.0, 12
@@ -121,23 +124,32 @@ def train(
             20 is held out for validation. schedule: stages and seeds. out: folder of the run. card: goes into card.json,
             completed by what was measured. max_minutes: stop (resumably) after so long. on_step: told after every step.
 
+    Of several processes every one draws its own crops and noise, gradients are averaged, and the first one alone writes files
+    and calls ``on_step``. An interrupt from the keyboard ends the run after the step that is under way, and saves it.
+
     Raises:
-        InputError: the folder holds a run of another schedule.
+        InputError: the folder holds a run of another schedule. KeyboardInterrupt: after an interrupt.
     """
     from accelerate import Accelerator
 
+    # Accelerate takes a device that it finds; processes on processors alone know of each other only where it is told so
+    alone = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=alone, mixed_precision="bf16" if not alone or has_bf16() else "no")
+    main = accelerator.is_main_process
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = schedule.model_dump(mode="json")
     marker = folder / "schedule.json"
+    plan = schedule.model_dump(mode="json")
     if marker.is_file() and json.loads(marker.read_text()) != json.loads(json.dumps(plan)):
         raise InputError(f"{folder} holds a run of another schedule; choose another --out, or remove it")
-    marker.write_text(json.dumps(plan, indent=2) + "\n")
+    accelerator.wait_for_everyone()  # all have read before the first one writes
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps(plan, indent=2) + "\n")
 
     held = Corpus(corpus.clips[19::20] or corpus.clips[:1], corpus.sources)
     kept = Corpus([clip for index, clip in enumerate(corpus.clips) if index % 20 != 19] or corpus.clips, corpus.sources)
     first = schedule.stages[0]
-    if not (folder / "resume" / "state.json").is_file():
+    if _saved(folder) is None:
         torch.manual_seed(schedule.seed)
         initialise = getattr(system, "initialise", None)
         if initialise is not None:
@@ -145,7 +157,6 @@ def train(
             initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(60)]))
     held_crops = next(iter(CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
 
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() or has_fast_bf16() else "no")
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own annotations
     exchange = Exchange(system).train()
     groups = [{"params": [p], "scale": system.lr_scale(name)} for name, p in system.named_parameters() if p.requires_grad]
@@ -153,59 +164,85 @@ def train(
     exchange, optimiser = accelerator.prepare(exchange, optimiser)
     average = {name: value.detach().float().clone() for name, value in system.state_dict().items()}
     step = _resume(folder, system, optimiser, average)
-    if accelerator.is_main_process and (log := _read_log(folder)):  # what came after the save is done again
+    accelerator.wait_for_everyone()
+    if main and (log := _read_log(folder)):  # what came after the save is done again
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log if line["step"] <= step))
 
     links: dict[str, Link] = {}
     current = -1
     began, measured = time.monotonic(), 0
     rank = accelerator.process_index
-    while step < schedule.steps:
-        index, at = _stage_at(schedule, step)
-        stage = schedule.stages[index]
-        if index != current:
-            current = index
-            seed = schedule.seed + 7919 * rank
-            sampler = CropSampler(kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
-            links = {spec: Link(spec).train() for spec in stage.channels}
-        rng, noise = randomness("air", schedule.seed, rank, step)
-        frames = sampler.batch_at(step).to(accelerator.device)
-        link = links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
-        low, high = stage.snr_db
-        cbr = rng.choice(stage.cbr)
-        link.set(snr_db=low + (high - low) * torch.rand(frames.shape[0], generator=noise), cbr=cbr)
-        for group in optimiser.param_groups:
-            group["lr"] = group["scale"] * _learning_rate(stage, at)
-        with accelerator.autocast():
-            losses = exchange(frames, link, stage, cbr, noise)
-        optimiser.zero_grad()
-        accelerator.backward(losses["loss"])
-        accelerator.clip_grad_norm_(exchange.parameters(), schedule.grad_clip)
-        optimiser.step()
-        step += 1
-        measured += frames.shape[0]
-        _average(average, system, min(schedule.ema, step / (step + 10)))
+    with _Interrupt() as interrupt:
+        while step < schedule.steps:
+            index, at = _stage_at(schedule, step)
+            stage = schedule.stages[index]
+            if index != current:
+                current = index
+                seed = schedule.seed + 7919 * rank
+                sampler = CropSampler(kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
+                links = {spec: Link(spec).train() for spec in stage.channels}
+            rng, noise = randomness("air", schedule.seed, rank, step)
+            frames = sampler.batch_at(step).to(accelerator.device)
+            link = links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
+            low, high = stage.snr_db
+            cbr = rng.choice(stage.cbr)
+            link.set(snr_db=low + (high - low) * torch.rand(frames.shape[0], generator=noise), cbr=cbr)
+            for group in optimiser.param_groups:
+                group["lr"] = group["scale"] * _learning_rate(stage, at)
+            with accelerator.autocast():
+                losses = exchange(frames, link, stage, cbr, noise)
+            optimiser.zero_grad()
+            accelerator.backward(losses["loss"])
+            accelerator.clip_grad_norm_(exchange.parameters(), schedule.grad_clip)
+            optimiser.step()
+            step += 1
+            measured += frames.shape[0] * accelerator.num_processes
+            _average(average, system, min(schedule.ema, step / (step + 10)))
 
-        score = None
-        if step % schedule.validate_every == 0 or step == schedule.steps:
-            score = _validate_average(system, average, held_crops)
-        speed = measured / (time.monotonic() - began)
-        loss, psnr = float(losses["loss"].detach()), float(losses.get("psnr_rgb_db", torch.tensor(0.0)))
-        if accelerator.is_main_process:
-            if step % 25 == 0 or score is not None:
-                line = {"step": step, "stage": stage.name, "loss": round(loss, 4), "psnr_rgb_db": round(psnr, 3)}
-                if score is not None:
-                    line["validation_psnr_rgb_db"] = round(score, 3)
-                with (folder / "log.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-            stop = max_minutes is not None and time.monotonic() - began > max_minutes * 60
-            if step % schedule.save_every == 0 or step == schedule.steps or stop:
-                _save(folder, system, optimiser, average, step, card, schedule)
-            if on_step:
-                on_step(Progress(step, schedule.steps, stage.name, loss, psnr, score, speed))
+            score = None
+            if main and (step % schedule.validate_every == 0 or step == schedule.steps):
+                score = _validate_average(system, average, held_crops)
+            speed = measured / (time.monotonic() - began)
+            loss, psnr = float(losses["loss"].detach()), float(losses.get("psnr_rgb_db", torch.tensor(0.0)))
+            stop = interrupt.seen or (max_minutes is not None and time.monotonic() - began > max_minutes * 60)
+            if accelerator.num_processes > 1:  # whoever stops, all stop
+                stop = bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)))
+            if main:
+                if step % 25 == 0 or score is not None:
+                    line = {"step": step, "stage": stage.name, "loss": round(loss, 4), "psnr_rgb_db": round(psnr, 3)}
+                    if score is not None:
+                        line["validation_psnr_rgb_db"] = round(score, 3)
+                    with (folder / "log.jsonl").open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                if step % schedule.save_every == 0 or step == schedule.steps or stop:
+                    _save(folder, system, optimiser, average, step, card, schedule)
+                if on_step:
+                    on_step(Progress(step, schedule.steps, stage.name, loss, psnr, score, speed))
             if stop:
                 break
+    accelerator.wait_for_everyone()
+    if interrupt.seen:
+        raise KeyboardInterrupt
     return folder / "checkpoint"
+
+
+class _Interrupt:
+    """Within it the first SIGINT is only noted, so that a step can be finished and saved; the second interrupts at once."""
+
+    def __enter__(self) -> _Interrupt:
+        self.seen = False
+        self.former: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self.former = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.seen = True
+        signal.signal(signal.SIGINT, self.former)
+
+    def __exit__(self, *failure: object) -> None:
+        if self.former is not None:
+            signal.signal(signal.SIGINT, self.former)
 
 
 def _validate_average(system: System, average: dict[str, Tensor], crops: Tensor) -> float:
@@ -270,14 +307,23 @@ def _replace(new: Path, old: Path) -> None:
         shutil.rmtree(backup)
 
 
+def _saved(folder: Path) -> Path | None:
+    """The folder to go on from, if there is one; a swap that was interrupted leaves the older one."""
+    return next((path for path in (folder / "resume", folder / "resume.old") if (path / "state.json").is_file()), None)
+
+
+def saved_step(out: str | Path) -> int:
+    """The step that a run in the folder ``out`` would go on from; 0 where nothing was saved."""
+    source = _saved(Path(out))
+    return int(json.loads((source / "state.json").read_text())["step"]) if source else 0
+
+
 def _resume(folder: Path, system: System, optimiser: Any, average: dict[str, Tensor]) -> int:
-    source = folder / "resume"
-    if not (source / "state.json").is_file() and (folder / "resume.old" / "state.json").is_file():
-        source = folder / "resume.old"
-    if not (source / "state.json").is_file():
+    source = _saved(folder)
+    if source is None:
         return 0
     system.load_state_dict(load_file(source / "model.safetensors"))
     for name, value in load_file(source / "average.safetensors").items():
         average[name].copy_(value)
     optimiser.load_state_dict(torch.load(source / "optimiser.pt", weights_only=True))
-    return int(json.loads((source / "state.json").read_text())["step"])
+    return saved_step(folder)
