@@ -82,6 +82,9 @@ class System(nn.Module, ABC):
         """Training losses over a run, ``"loss"`` being the one to minimise; systems without parameters have none."""
         raise TypeError(f"{self.name or type(self).__name__} has nothing to train")
 
+    def begin(self, options: Mapping[str, Any]) -> None:  # most systems train in one way throughout
+        """A stage of training begins: its options, which decide what runs do until the next one begins."""
+
     def lr_scale(self, parameter: str) -> float:
         """Factor on the learning rate of a parameter, by name; closed-form starts are best moved slowly."""
         return 1.0

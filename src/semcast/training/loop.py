@@ -178,6 +178,7 @@ def train(
             stage = schedule.stages[index]
             if index != current:
                 current = index
+                system.begin(stage.options)
                 seed = schedule.seed + 7919 * rank
                 sampler = CropSampler(kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
                 links = {spec: Link(spec).train() for spec in stage.channels}

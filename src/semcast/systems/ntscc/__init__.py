@@ -10,13 +10,17 @@ from semcast.errors import UnknownNameError
 from semcast.systems.base import System, SystemSpec
 from semcast.systems.ntscc.small import NtsccSmall, SmallConfig
 
-PRESETS = ("small",)
+PRESETS = ("small", "paper")
 
 
 def make(preset: str, condition: str) -> System:
     """Build a preset with fresh weights."""
     if preset == "small":
         return NtsccSmall(SmallConfig())
+    if preset == "paper":
+        from semcast.systems.ntscc.paper import NtsccPaper, PaperConfig
+
+        return NtsccPaper(PaperConfig())
     raise UnknownNameError("preset of ntscc", preset, PRESETS)
 
 
