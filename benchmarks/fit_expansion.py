@@ -57,7 +57,7 @@ def distortion(curve: Tensor, snr_db: float, samples: int, generator: torch.Gene
     one = normalised(curve)
     symbols = follow(one.expand(samples, -1, -1), x)
     y = symbols + math.sqrt(noise) * torch.randn(symbols.shape, generator=generator)
-    return (estimate(one[None], y, torch.full((samples,), noise))[0] - x).square().mean()
+    return (estimate(one, y, torch.full((samples,), noise))[0] - x).square().mean()
 
 
 def optimise(curve: Tensor, snr_db: float, steps: int) -> tuple[Tensor, float]:
@@ -83,7 +83,7 @@ DENSITY_PER_DB = 0.04
 def plan_tables(gain_db: Tensor) -> dict[str, Tensor]:
     """What variance over price pays for one more use, and power per use, as integers; and the price of power.
 
-    Minimises v / G_m(p SNR) + m + price_of_power m (p - 1) over uses m and power p, prices per use being 1. The price of power is
+    Minimises v / G_m(p SNR) + m + price_of_power m (p - 1) over uses m and power p, a use being worth 1. The price of power is
     such that the mean power over coefficients of falling variance is 1.
     """
     depth_db = (torch.arange(DEPTH) - BELOW).double() / STEPS_PER_DB
@@ -149,7 +149,9 @@ def main(out: str) -> None:
             curves[row, uses - 2, :, :uses], gain[row, uses - 1] = last, ratio
             linear = 10 * math.log10(1 + uses * 10 ** (snr_db / 10))
             print(f"{uses} uses at {snr_db:3d} dB: {ratio:5.2f} dB (linear {linear:5.2f})", flush=True)
-    for row, uses in itertools.product(range(1, len(steps_db)), range(1, MAX_USES)):  # noise of the fit must not look like a loss
+    for row, uses in itertools.product(
+        range(1, len(steps_db)), range(1, MAX_USES)
+    ):  # noise of the fit must not look like a loss
         gain[row, uses] = max(gain[row, uses], gain[row - 1, uses])
     save_file({"curves": curves.half().contiguous(), "gain_db": gain.contiguous(), **plan_tables(gain)}, out)
 

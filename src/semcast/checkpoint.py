@@ -41,6 +41,19 @@ def _config(system: System) -> dict[str, Any]:
     return {"system": system.name, "preset": system.preset, "config": values}
 
 
+def _own(system: System, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the key-frame system's tensors, where those stand in another checkpoint."""
+    return {name: t for name, t in state.items() if not (system.key_name and name.startswith("key."))}
+
+
+def attach_key(system: System, condition: str = "strong") -> str:
+    """Give a system the key-frame system that it asks for, with its weights; returns their :func:`weights_id`."""
+    if not system.key_name:
+        return ""
+    system.key, digest = make_system(system.key_name, condition=condition)
+    return digest
+
+
 def save(system: System, folder: str | Path, card: dict[str, Any], *, state: dict[str, torch.Tensor] | None = None) -> Path:
     """Write a checkpoint; floating-point tensors are stored as fp16.
 
@@ -52,10 +65,14 @@ def save(system: System, folder: str | Path, card: dict[str, Any], *, state: dic
     target.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
-        for name, t in (state or system.state_dict()).items()
+        for name, t in _own(system, state or system.state_dict()).items()
     }
     save_file(tensors, target / "model.safetensors")
-    (target / "config.json").write_text(json.dumps(_config(system), indent=2) + "\n")
+    config = _config(system)
+    key = shipped(*system.key_name.split(":")) if ":" in system.key_name else None
+    if key is not None:
+        config["key_weights"] = weights_id(key)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (target / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     return target
 
@@ -87,13 +104,18 @@ def load(system: System, folder: str | Path) -> str:
     have = f"{config.get('system')}:{config.get('preset')}"
     if have != want:
         raise WeightsError(f"the weights in {source} belong to {have}, not to {want}; pass the matching --weights or --system")
+    key = shipped(*system.key_name.split(":")) if ":" in system.key_name else None
+    if key is not None and config.get("key_weights") != weights_id(key):
+        raise WeightsError(
+            f"the weights in {source} were trained with other key frames than the {system.key_name} here: retrain them"
+        )
     if config.get("config") != json.loads(json.dumps(_config(system)["config"])):
         raise WeightsError(f"the weights in {source} were trained with another configuration of {want}: retrain or update them")
-    own = system.state_dict()
+    own = _own(system, system.state_dict())
     wrong = sorted(set(own) ^ set(tensors)) + [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
     if wrong:
         raise WeightsError(f"the weights in {source} do not fit {want}: {len(wrong)} tensors differ, first {wrong[0]!r}")
-    system.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    system.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()}, strict=not system.key_name)
     return weights_id(source)
 
 
@@ -117,14 +139,11 @@ def make_system(name: str, *, condition: str = "strong", weights: str | Path | N
         raise UnknownNameError(f"preset of {base}", preset, spec.presets)
     system = spec.make(preset, condition)
     system.name, system.preset = base, preset
+    digest = attach_key(system, condition)
     if not spec.trained:
         if weights is not None:
             raise WeightsError(f"{base} has no weights to load; leave out --weights")
-        if spec.key:
-            inner, digest = make_system(spec.key, condition=condition)
-            system.key = inner
-            return system.eval(), digest
-        return system.eval(), ""
+        return system.eval(), digest
     folder = shipped(base, preset) if weights is None else Path(weights)
     if folder is None:
         raise WeightsError(

@@ -61,6 +61,7 @@ def train(
     torch.manual_seed(schedule.seed)
     system = spec.make(preset, "strong")
     system.name, system.preset = base, preset
+    checkpoint.attach_key(system)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher may have started, one speaks
     screen = console()
     screen.quiet = not first

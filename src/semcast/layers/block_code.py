@@ -3,7 +3,7 @@
     coefficients ─▶ KLT of the block's class ─▶ unit variance ─▶ curve for 0..3 real uses, power ─▶ symbols
                            └▶ class of block: the least expected distortion + price x (channel uses + side information)
 
-With variances v known to both ends, distortion v / G_m(p) for m uses at power p, and prices of uses and power, every coefficient
+With variances v known to both ends, distortion v / G_m(p) for m uses at power p, and prices of both, every coefficient
 has a best (m, p) that depends on v over the price alone; the price is what makes all uses add up to the budget. So m rises with
 log v, i.e. with the entropy of the coefficient, as k = eta * -log P of nonlinear transform source-channel coding (Dai et al.
 2022) asks. What both ends derive from the classes is integers looked up in a table, the same on every machine.
@@ -11,15 +11,16 @@ log v, i.e. with the entropy of the coefficient, as k = eta * -log P of nonlinea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from semcast.layers.block_classes import BlockClasses, contexts
+from semcast.layers.block_classes import BlockClasses
 from semcast.layers.expansion import LOW_DB, MAX_USES, Expansion
 
 STEPS_PER_DB = 4
@@ -137,25 +138,35 @@ class BlockCode(nn.Module):
         plan = self.allocate(likely, uses, snr_db)
         weight, bias = self._costs(plan.price, plan.told)
         cost = self.blocks.weigh(energies, rows, weight, bias).reshape(h, w, -1)
-        return refine(cost, self._class_costs(plan.price, bits_per_use), likely.reshape(h, w))
+        priced = _lengths(self.blocks.frequencies) * self.bit_price(plan.price, bits_per_use)
+        return refine(cost, priced, likely.reshape(h, w))
 
     @torch.no_grad()
-    def choose_at(self, coefficients: Tensor, price: int, snr_db: float, bits_per_use: float) -> Tensor:
-        """The same at a given price instead of a number of uses."""
+    def choose_at(
+        self,
+        coefficients: Tensor,
+        price: int,
+        snr_db: float,
+        bits_per_use: float,
+        table: Tensor,
+        context: Callable[[Tensor, Tensor], Tensor],
+        earlier: Tensor,
+    ) -> Tensor:
+        """The same at a given price instead of a number of uses, under the caller's table and contexts (:func:`refine`)."""
         rows = coefficients.flatten(1).T
         weight, bias = self._costs(price, self.told_index(snr_db))
         cost = self.blocks.scores(rows, weight, bias).reshape(*coefficients.shape[1:], -1)
-        return refine(cost, self._class_costs(price, bits_per_use), cost.argmin(-1))
+        priced = _lengths(table) * self.bit_price(price, bits_per_use)
+        start = (cost + priced.mean(0)).argmin(-1)
+        return refine(cost, priced, start, context, earlier)
 
     @torch.no_grad()
     def demand(self, rows: Tensor, energies: Tensor, price: int, snr_db: float, bits_per_use: float) -> tuple[float, float]:
         """Real channel uses and bits of classes that blocks (N, L) would take at a price, about."""
         told = self.told_index(snr_db)
         weight, bias = self._costs(price, told)
-        often = self.blocks.frequencies.double().sum(0)
-        bits = -(often / often.sum()).log2().float()
-        factor = 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
-        classes = (self.blocks.weigh(energies, rows, weight, bias) + 0.6 * factor * bits).argmin(1)
+        bits = _lengths(self.blocks.frequencies.double().sum(0, keepdim=True))[0]
+        classes = (self.blocks.weigh(energies, rows, weight, bias) + 0.6 * self.bit_price(price, bits_per_use) * bits).argmin(1)
         uses = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum((1, 2))
         return float(uses[classes].sum()), 0.6 * float(bits[classes].sum())
 
@@ -171,11 +182,10 @@ class BlockCode(nn.Module):
         power, curve = (table[classes].gather(2, index)[..., 0] for table in (power, curve))
         return Plan(chosen, power * (chosen > 0), curve, price, told)
 
-    def _class_costs(self, price: int, bits_per_use: float) -> Tensor:
-        """What it costs to tell a class in a context, (contexts, C), in the units of :meth:`_costs`."""
-        table = self.blocks.frequencies.double()
-        bits = -(table / table.sum(1, keepdim=True)).log2().float()
-        return bits * (2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use)
+    @staticmethod
+    def bit_price(price: int, bits_per_use: float) -> float:
+        """What a bit of side information costs at a price of a use, in squared pixel values."""
+        return 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
 
     def _costs(self, price_steps: int, told: int) -> tuple[Tensor, Tensor]:
         """Weights (C, L) of squared coefficients and biases (C,) whose sum is distortion plus priced uses and power."""
@@ -187,7 +197,9 @@ class BlockCode(nn.Module):
         sent = m > 0
         variance = self.blocks.std.square().clamp_min(1e-9)
         snr = 10 ** ((told + TOLD_LOW_DB) / 10)
-        gain = torch.where(m == 1, 1 + p * snr, 10 ** (self.expansion.gain_db[curve.gather(2, index)[..., 0], index[..., 0]] / 10))
+        gain = torch.where(
+            m == 1, 1 + p * snr, 10 ** (self.expansion.gain_db[curve.gather(2, index)[..., 0], index[..., 0]] / 10)
+        )
         theta = float(self.power_price[told]) * price
         # One use shrinks what it carries (LMMSE); more uses leave an error that does not depend on the value.
         shrink = torch.where(m == 1, gain.reciprocal().square(), torch.zeros_like(gain))
@@ -215,11 +227,17 @@ class BlockCode(nn.Module):
         """
         z = torch.zeros(plan.uses.shape, device=y.device)
         scale = amplitude[:, None] * plan.power.sqrt()
-        for m, where, place in _places(plan):
+        for _, where, place in _places(plan):
             by = scale[where]
             noise = noise_var[place].mean(1) / by.square()
             z = z.masked_scatter(where, self.expansion.decode(y[place] / by[:, None], noise, plan.curve[where]))
         return self.blocks.rotate(z * self.blocks.std[classes], classes, back=True)
+
+
+def _lengths(table: Tensor) -> Tensor:
+    """Ideal code lengths in bits under rows of frequencies."""
+    often = table.double()
+    return -(often / often.sum(1, keepdim=True)).log2().float()
 
 
 def _places(plan: Plan) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -234,33 +252,45 @@ def _places(plan: Plan) -> Iterator[tuple[int, Tensor, Tensor]]:
 
 def joined(plans: list[Plan]) -> Plan:
     """Plans of several pictures as one over all of their blocks."""
-    uses, power, curve = (torch.cat([plan[i] for plan in plans]) for i in range(3))
+    uses, power, curve = (torch.cat(part) for part in list(zip(*plans, strict=True))[:3])
     return Plan(uses, power, curve, plans[0].price, plans[0].told)
 
 
-def refine(cost: Tensor, bits: Tensor, classes: Tensor, sweeps: int = 2) -> Tensor:
+def mean_context(left: Tensor, up: Tensor) -> Tensor:
+    """Context of a class in a picture: the mean of left and upper neighbour, rounded up (:func:`contexts`)."""
+    return torch.div(left + up + 1, 2, rounding_mode="floor")
+
+
+def refine(
+    cost: Tensor,
+    bits: Tensor,
+    classes: Tensor,
+    context: Callable[[Tensor, Tensor], Tensor] = mean_context,
+    earlier: Tensor | None = None,
+    sweeps: int = 2,
+) -> Tensor:
     """Classes (h, w) that lower the sum of cost (h, w, C) and priced code length, by iterated conditional modes.
 
     Args:
-        bits: (contexts, C) priced length of a class in a context. classes: where to start.
+        bits: (contexts, C) priced length of a class in a context. classes: where to start. context: of a class, from those of
+            its left and its upper neighbour. earlier: (h, w) is added to contexts; where it is given, neighbours beyond the
+            edge are class 0, else the one that there is stands for the other.
     """
     now = classes.clone()
     h, w, C = cost.shape
-    rows, columns = torch.arange(h)[:, None], torch.arange(w)[None]
+    odd = (torch.arange(h)[:, None] + torch.arange(w)) % 2
     every = torch.arange(C)
-    for _ in range(sweeps):
-        for parity in (0, 1):
-            total = cost + bits[torch.from_numpy(contexts(now.numpy()))]
-            left = torch.cat([now[:, :1], now[:, :-1]], 1)
-            up = torch.cat([now[:1], now[:-1]], 0)
-            # What the choice makes of the contexts of the right and the lower neighbour, away from the edges.
-            if w > 1 and h > 1:
-                right = bits[(up[1:, 1:, None] + every + 1) // 2, now[1:, 1:, None]]
-                total[1:, :-1] += right
-                lower = bits[(left[1:, 1:, None] + every + 1) // 2, now[1:, 1:, None]]
-                total[:-1, 1:] += lower
-            mask = (rows + columns) % 2 == parity
-            now = torch.where(mask, total.argmin(-1), now)
+    offset = torch.zeros(h, w, dtype=torch.int64) if earlier is None else earlier
+    for turn in range(2 * sweeps):
+        left, up = F.pad(now[:, :-1], (1, 0)), F.pad(now[:-1], (0, 0, 1, 0))
+        if earlier is None:
+            left, up = torch.cat([up[:, :1], left[:, 1:]], 1), torch.cat([left[:1], up[1:]], 0)
+        total = cost + bits[context(left, up) + offset]
+        # What the choice makes of the contexts of the right and the lower neighbour, away from the edges.
+        if w > 1 and h > 1:
+            right = context(every, up[1:, 1:, None]) + offset[1:, 1:, None]
+            total[1:, :-1] += bits[right, now[1:, 1:, None]]
+            lower = context(left[1:, 1:, None], every) + offset[1:, 1:, None]
+            total[:-1, 1:] += bits[lower, now[1:, 1:, None]]
+        now = torch.where(odd == turn % 2, total.argmin(-1), now)
     return now
-
-

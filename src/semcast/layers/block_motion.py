@@ -21,29 +21,52 @@ SPAN = 32
 """Differences to the prediction up to this size have a symbol of their own; the last symbol is an escape."""
 SYMBOLS = 2 * SPAN + 2
 CONTEXTS = 4
+FLAG_CONTEXTS = 8
+"""Of the flag that a vector departs from its prediction."""
+SWEEPS = 2
 
 
-def estimate(current: Tensor, reference: Tensor, *, bits_price: float = 0.02) -> Tensor:
-    """Vectors of one frame (3, H, W) against another, sides multiples of 16.
+def estimate(current: Tensor, reference: Tensor, before: Tensor | None = None, bit_price: float = 0.0) -> Tensor:
+    """Vectors (h, w, 2) of one frame (3, H, W) against another, sides multiples of 16.
 
-    Dense flow (DIS, Kroeger et al. 2016) proposes the median of every block; beside it stand no motion and the neighbours'
-    proposals, and the least absolute difference wins, a vector unlike its prediction paying ``bits_price`` per bit and pixel row.
+    Dense flow (DIS, Kroeger et al. 2016) proposes the median of every block; beside it stand no motion, the neighbours'
+    proposals and the block's last vector. The least of squared difference and priced bits wins, by iterated conditional modes.
+
+    Args:
+        before: (h, w, 2) vectors of the frame before, or None. bit_price: squared difference of a block (sum over its values
+            in [0, 1]) that a bit is worth.
     """
     import cv2
 
     luma = [_luma(frame) for frame in (current, reference)]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(luma[0], luma[1], None)
+    dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]  # not in its stubs
+    flow = dense.calc(luma[0], luma[1], None)
     h, w = luma[0].shape[0] // BLOCK, luma[0].shape[1] // BLOCK
     grid = flow.reshape(h, BLOCK, w, BLOCK, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, -1, 2)
-    own = torch.from_numpy(np.rint(np.median(grid, 2) * PER_PIXEL)).long().clamp(-LIMIT, LIMIT)
-    zero = torch.zeros_like(own)
-    left, up = torch.cat([zero[:, :1], own[:, :-1]], 1), torch.cat([zero[:1], own[:-1]], 0)
-    candidates = torch.stack([zero, own, left, up])
-    errors = np.stack([_block_error(luma[0], _moved(luma[1], one.numpy())) for one in candidates])
-    smooth = torch.stack([zero, left, up]).median(0).values
-    bits = (candidates - smooth).abs().float().add(1).log2().mul(2).sum(-1) + (candidates != smooth).any(-1) * 2.0
-    choice = (torch.from_numpy(errors) + bits_price * bits).argmin(0)
-    return candidates.gather(0, choice[None, :, :, None].expand(-1, -1, -1, 2))[0]
+    own = np.rint(np.median(grid[:, :, ::3], 2) * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
+    zero = np.zeros_like(own)
+    candidates = [own, zero, *_neighbours(own)] + ([before.cpu().numpy()] if before is not None else [])
+    errors = np.stack([_block_error(luma[0], _moved(luma[1], one)) for one in candidates], -1)
+    choices = np.stack(candidates, 2)  # (h, w, K, 2)
+    now = choices[np.arange(h)[:, None], np.arange(w), errors.argmin(-1)]
+    for turn in range(2 * SWEEPS):
+        bits = _bits(choices - predictions(now)[0][:, :, None])
+        best = choices[np.arange(h)[:, None], np.arange(w), (errors + bit_price * bits).argmin(-1)]
+        odd = np.add.outer(np.arange(h), np.arange(w)) % 2 == turn % 2
+        now = np.where(odd[..., None], best, now)
+    return torch.from_numpy(now)
+
+
+def _neighbours(vectors: np.ndarray) -> list[np.ndarray]:
+    """Left, upper, right and lower neighbour's vector of every block, its own at the edges."""
+    padded = np.pad(vectors, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return [padded[1:-1, :-2], padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1]]
+
+
+def _bits(difference: np.ndarray) -> np.ndarray:
+    """About what a difference (..., 2) to the prediction costs; differences of nothing are cheap."""
+    magnitude = np.abs(difference).astype(np.float32)
+    return np.where(magnitude.any(-1), 3.0 + (2 * np.log2(1 + magnitude)).sum(-1), 0.3)
 
 
 def _luma(frame: Tensor) -> np.ndarray:
@@ -62,12 +85,12 @@ def _moved(luma: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def _block_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of every block in [0, 1], times its rows: (h, w) float32."""
+    """Squared difference of every block of luma, three times its sum over values in [0, 1], as for RGB: (h, w) float32."""
     import cv2
 
     h, w = a.shape[0] // BLOCK, a.shape[1] // BLOCK
-    mean = cv2.absdiff(a, b).reshape(h, BLOCK, w, BLOCK).mean((1, 3), dtype=np.float32)
-    return mean * (BLOCK / 255)
+    squares = np.square(cv2.absdiff(a, b), dtype=np.float32)
+    return cv2.resize(squares, (w, h), interpolation=cv2.INTER_AREA) * np.float32(3 * BLOCK**2 / 255**2)
 
 
 def compensate(reference: Tensor, vectors: Tensor) -> Tensor:
@@ -100,46 +123,91 @@ def symbols_of(difference: np.ndarray) -> np.ndarray:
     return np.where(np.abs(difference) <= SPAN, difference + SPAN, SYMBOLS - 1).astype(np.int32)
 
 
-def count(vectors: np.ndarray) -> np.ndarray:
-    """How often symbols occur per context, (CONTEXTS, SYMBOLS): what tables are made of."""
-    table = np.zeros((CONTEXTS, SYMBOLS), dtype=np.int64)
+def _flag_contexts(moved: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    """Context of a block's flag: how many of left, upper and earlier block depart from their predictions."""
+    left, up = np.zeros_like(moved), np.zeros_like(moved)
+    left[:, 1:], up[1:] = moved[:, :-1], moved[:-1]
+    total = left.astype(np.int64) + up
+    return total if before is None else 3 + total + 2 * before.astype(np.int64)
+
+
+def count(vectors: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How often flags and differences occur, (FLAG_CONTEXTS, 2) and (CONTEXTS, SYMBOLS); and the flags.
+
+    Args:
+        vectors: (h, w, 2). before: (h, w) flags of the frame before in the same packet, or None.
+    """
+    flags, table = np.zeros((FLAG_CONTEXTS, 2), dtype=np.int64), np.zeros((CONTEXTS, SYMBOLS), dtype=np.int64)
     prediction, context = predictions(vectors)
-    np.add.at(table, (context[..., None].repeat(2, -1), symbols_of(vectors - prediction)), 1)
-    return table
+    difference = vectors - prediction
+    moved = difference.any(-1)
+    np.add.at(flags, (_flag_contexts(moved, before), moved.astype(np.int64)), 1)
+    np.add.at(table, (context[..., None].repeat(2, -1)[moved], symbols_of(difference)[moved]), 1)
+    return flags, table, moved
 
 
-def encode(encoder: Any, vectors: np.ndarray, frequencies: np.ndarray) -> None:
-    """Append vectors to a range coder of ``constriction`` under static integer frequencies (CONTEXTS, SYMBOLS)."""
-    from constriction import stream
+def bits_of(vectors: np.ndarray, flags: np.ndarray, frequencies: np.ndarray) -> float:
+    """Ideal code length in bits of the first frame of a packet."""
+    counts = count(vectors, None)[:2]
+    lengths = (-np.log2(table / table.sum(1, keepdims=True)) for table in (flags, frequencies))
+    return float(sum((c * length).sum() for c, length in zip(counts, lengths, strict=True)))
 
-    models = [stream.model.Categorical(row / row.sum(), perfect=False) for row in frequencies.astype(np.float64)]
+
+def _models(frequencies: np.ndarray) -> list[Any]:
+    import constriction
+
+    family = constriction.stream.model.Categorical
+    return [family(row / row.sum(), perfect=False) for row in frequencies.astype(np.float64)]
+
+
+def encode(
+    encoder: Any, vectors: np.ndarray, before: np.ndarray | None, flags: np.ndarray, frequencies: np.ndarray
+) -> np.ndarray:
+    """Append vectors to a range coder of ``constriction`` under static integer frequencies; returns the flags (h, w)."""
+    import constriction
+
+    flag_models, models = _models(flags), _models(frequencies)
+    escape = constriction.stream.model.Uniform(2 * LIMIT + 1)
     prediction, context = predictions(vectors)
-    symbols = symbols_of(vectors - prediction)
+    difference = vectors - prediction
+    symbols, moved = symbols_of(difference), difference.any(-1)
+    flag_context = _flag_contexts(moved, before)
     for i, j in np.ndindex(context.shape):
-        for k in (0, 1):
+        encoder.encode(int(moved[i, j]), flag_models[flag_context[i, j]])
+        for k in (0, 1) if moved[i, j] else ():
             encoder.encode(int(symbols[i, j, k]), models[context[i, j]])
             if symbols[i, j, k] == SYMBOLS - 1:
-                encoder.encode(int(vectors[i, j, k]) + LIMIT, stream.model.Uniform(2 * LIMIT + 1))
+                encoder.encode(int(vectors[i, j, k]) + LIMIT, escape)
+    return moved
 
 
-def decode(decoder: Any, h: int, w: int, frequencies: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`encode`; whatever the bytes are, vectors within the limits come out."""
-    from constriction import stream
+def decode(
+    decoder: Any, h: int, w: int, before: np.ndarray | None, flags: np.ndarray, frequencies: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of :func:`encode`, vectors and flags; whatever the bytes are, vectors within the limits come out."""
+    import constriction
 
-    models = [stream.model.Categorical(row / row.sum(), perfect=False) for row in frequencies.astype(np.float64)]
-    out = np.zeros((h, w, 2), dtype=np.int64)
+    flag_models, models = _models(flags), _models(frequencies)
+    escape = constriction.stream.model.Uniform(2 * LIMIT + 1)
+    moved = np.zeros((h, w), dtype=bool)
+    rows: list[list[tuple[int, int]]] = []
+    still = (0, 0)
     for i in range(h):
+        row: list[tuple[int, int]] = []
+        above = rows[-1] if rows else [still] * w
         for j in range(w):
-            left = out[i, j - 1] if j else (0, 0)
-            up = out[i - 1, j] if i else (0, 0)
-            corner = out[i - 1, j + 1] if i and j + 1 < w else (0, 0)
-            spread = sum(abs(int(a) - int(b)) + abs(int(b) - int(c)) for a, b, c in zip(left, up, corner, strict=True))
-            model = models[(spread >= 1) + (spread >= 8) + (spread >= 32)]
-            for k in (0, 1):
-                symbol = decoder.decode(model)
-                if symbol == SYMBOLS - 1:
-                    value = decoder.decode(stream.model.Uniform(2 * LIMIT + 1)) - LIMIT
-                else:
-                    value = sorted((int(left[k]), int(up[k]), int(corner[k])))[1] + symbol - SPAN
-                out[i, j, k] = max(-LIMIT, min(LIMIT, value))
-    return out
+            left, up, corner = row[-1] if j else still, above[j], above[j + 1] if j + 1 < w else still
+            vector = [sorted((left[k], up[k], corner[k]))[1] for k in (0, 1)]
+            total = (int(moved[i, j - 1]) if j else 0) + (int(moved[i - 1, j]) if i else 0)
+            context = total if before is None else 3 + total + 2 * int(before[i, j])
+            if decoder.decode(flag_models[context]):
+                moved[i, j] = True
+                spread = sum(abs(left[k] - up[k]) + abs(up[k] - corner[k]) for k in (0, 1))
+                model = models[(spread >= 1) + (spread >= 8) + (spread >= 32)]
+                for k in (0, 1):
+                    symbol = decoder.decode(model)
+                    value = decoder.decode(escape) - LIMIT if symbol == SYMBOLS - 1 else vector[k] + symbol - SPAN
+                    vector[k] = max(-LIMIT, min(LIMIT, value))
+            row.append((vector[0], vector[1]))
+        rows.append(row)
+    return np.array(rows, dtype=np.int64).reshape(h, w, 2), moved

@@ -29,6 +29,10 @@ REACH = 7.0
 _SPREAD = 2.0
 
 
+LEAST_NOISE = 1e-5
+"""Noise power that an estimate reckons with at least: a curve is no finer than that."""
+
+
 def nodes() -> Tensor:
     """(NODES,) source values at the corners of every curve, denser in the middle."""
     u = torch.linspace(-1, 1, NODES, dtype=torch.float64)
@@ -56,33 +60,34 @@ def follow(curve: Tensor, x: Tensor) -> Tensor:
     return start + t[:, None] * (end - start)
 
 
-def estimate(curve: Tensor, y: Tensor, noise_var: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean (N,) of the source, and its derivative by what was received (N, m).
+def estimate(curve: Tensor, y: Tensor, noise_var: Tensor, slope: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Posterior mean (N,) of the source, and where ``slope`` its derivative by what was received (N, m), else None.
 
     Args:
-        curve: (N, NODES, m), or (1, NODES, m) for all. y: (N, m) received. noise_var: (N,) noise power per real use.
+        curve: (NODES, m). y: (N, m) received. noise_var: (N,) noise power per real use.
 
     Every segment is taken as a straight line with a uniform prior: a truncated Gaussian along it, its moments approximated by
     those of the projection clamped to the segment.
     """
-    noise = noise_var[:, None]
-    start, step = curve[:, :-1], curve.diff(dim=1)
+    noise = noise_var.clamp_min(LEAST_NOISE)[:, None]
+    start, step = curve[:-1], curve.diff(dim=0)
     length2 = step.square().sum(-1).clamp_min(1e-8)
-    offset = y[:, None] - start
-    t = ((offset * step).sum(-1) / length2).clamp(0, 1)
-    nearest = torch.addcmul(start, t[..., None], step)
-    distance2 = (y[:, None] - nearest).square().sum(-1)
+    along = (y @ step.T - (start * step).sum(-1)) / length2
+    t = along.clamp(0, 1)
+    # Squared distance to the start, then to the nearest point.
+    distance2 = y.square().sum(-1, keepdim=True) - 2 * y @ start.T + start.square().sum(-1) + length2 * t * (t - 2 * along)
     grid, mass = nodes().to(y), prior().to(y)
     # Short segments hold all of their prior; of long ones the noise picks out a part: N(along) integrates to that.
     part = (2 * math.pi * noise / length2).clamp_max(1.0).log() / 2
     weight = torch.softmax(part + mass.log() - distance2 / (2 * noise), -1)
     points = grid[:-1] + t * grid.diff()
     mean = (weight * points).sum(-1)
+    if not slope:
+        return mean, None
     # A posterior mean under Gaussian noise moves by cov(source, signal) / noise.
-    along = (weight * points)[..., None] - mean[:, None, None] * weight[..., None]
+    covered = weight * (points - mean[:, None])
     within = weight * torch.minimum(noise / length2, length2.new_tensor(1 / 12)) * grid.diff()
-    slope = ((along * nearest).sum(1) + (within[..., None] * step).sum(1)) / noise
-    return mean, slope
+    return mean, (covered @ start + (covered * t + within) @ step) / noise
 
 
 class _Posterior(torch.autograd.Function):
@@ -90,8 +95,9 @@ class _Posterior(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, curve: Tensor, noise_var: Tensor) -> Tensor:
-        mean, slope = estimate(curve, y, noise_var)
-        ctx.save_for_backward(slope)
+        mean, slope = estimate(curve, y, noise_var, slope=ctx.needs_input_grad[0])
+        if slope is not None:
+            ctx.save_for_backward(slope)
         return mean
 
     @staticmethod
@@ -128,5 +134,9 @@ class Expansion(nn.Module):
         uses = y.shape[1]
         if uses == 1:
             return y[:, 0] / (1 + noise_var)
-        mean: Tensor = _Posterior.apply(y, self.curves[snr_index, uses - 2, :, :uses], noise_var.detach())
+        mean = torch.zeros_like(y[:, 0])
+        for index in snr_index.unique().tolist():
+            of = (snr_index == index).nonzero().flatten()
+            curve = self.curves[index, uses - 2, :, :uses]
+            mean = mean.index_put((of,), _Posterior.apply(y[of], curve, noise_var[of].detach()))
         return mean

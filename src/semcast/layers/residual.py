@@ -12,7 +12,7 @@ from semcast.layers.blocks import AttentionFeature
 
 
 class Conditions(NamedTuple):
-    """What modulates a network: (B, k) numbers such as SNR / 20 dB and log2 of channel uses per block / 7, and the same as maps."""
+    """What modulates a network: (B, k) numbers such as SNR / 20 dB and log2 of uses per block / 7, and the same as maps."""
 
     vector: Tensor
     maps: Tensor

@@ -96,7 +96,7 @@ def load_system(name: str, *, condition: str = "strong", weights: str | Path | N
     Raises:
         UnknownNameError: no such system, preset or condition. WeightsError: weights absent, damaged or of another preset.
     """
-    from semcast.systems.digital.conditions import load_condition
+    from semcast.systems.conditions import load_condition
 
     condition = load_condition(condition).name
     system, weights_id = checkpoint.make_system(name, condition=condition, weights=weights)

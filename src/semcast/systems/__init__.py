@@ -13,6 +13,7 @@ SYSTEMS: Registry[SystemSpec] = Registry("system")
 
 SYSTEMS.add("deepjscc", "semcast.systems.deepjscc:SPEC")
 SYSTEMS.add("ntscc", "semcast.systems.ntscc:SPEC")
+SYSTEMS.add("dvst", "semcast.systems.dvst:SPEC")
 SYSTEMS.add("linear-jscc", "semcast.systems.linear_jscc:SPEC")
 SYSTEMS.add("freeze", "semcast.systems.freeze:SPEC")
 for _name in (

@@ -28,8 +28,7 @@ class SystemSpec:
         name: public name. summary: one line. paper: citation, or "" for what is no paper's.
         kind: "digital", "analog" or "hybrid". goals: names of goals it serves. presets: the first is the default.
         make: (preset, condition name) -> System, with fresh weights where it has any.
-        trained: whether it has weights that must be loaded before it is of use. key: name of the system that it holds as its
-            key-frame system, in the attribute ``key``, with that system's weights. picture: codes every frame on its own.
+        trained: whether it has weights that must be loaded before it is of use. picture: codes every frame on its own.
     """
 
     name: str
@@ -40,7 +39,6 @@ class SystemSpec:
     goals: tuple[str, ...] = ("watch",)
     presets: tuple[str, ...] = ("default",)
     trained: bool = False
-    key: str = ""
     picture: bool = False
 
 
@@ -50,6 +48,8 @@ class System(nn.Module, ABC):
     Attributes:
         name, preset: as registered. frames_per_step: 1 for low delay, or one GOP or clip.
         modem_kind: "ldpc" (the link's physical layer as asked for) or "capacity" (the ideal bound).
+        key_name: "system:preset" of the system that it holds in the attribute ``key`` for key frames, whose weights stand in a
+            checkpoint of their own; "" for none, or one whose weights are part of its own checkpoint.
         free_streams: names of streams that the paper gets for free; only honoured under ``assumed_free=True``.
     """
 
@@ -57,6 +57,7 @@ class System(nn.Module, ABC):
     preset: str = "default"
     frames_per_step: int = 1
     modem_kind: Literal["ldpc", "capacity"] = "ldpc"
+    key_name: str = ""
     free_streams: frozenset[str] = frozenset()
 
     @abstractmethod

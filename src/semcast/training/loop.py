@@ -33,7 +33,7 @@ from semcast.training.schedule import Schedule, Stage
 from semcast.transmit import run
 from semcast.types import Format, Step
 
-VALIDATION_CBR, VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 1 / 12, 10.0, 12
+VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 10.0, 12
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _average(average: dict[str, Tensor], system: System, decay: float) -> None:
 
 
 @torch.no_grad()
-def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_DB, cbr: float = VALIDATION_CBR) -> float:
+def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_DB, cbr: float = 1 / 12) -> float:
     """Mean RGB PSNR in dB of crops (B, t, 3, H, W) over AWGN, in evaluation mode, with a fixed seed."""
     system.eval()
     link = Link("awgn", snr_db=snr_db, cbr=cbr).eval()
@@ -153,8 +153,9 @@ def train(
         torch.manual_seed(schedule.seed)
         initialise = getattr(system, "initialise", None)
         if initialise is not None:
-            draws = iter(CropSampler(kept, first.size, 1, 16, schedule.seed + 17, first.min_scale))
-            initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(60)]))
+            draws = iter(CropSampler(kept, first.size, first.frames, 16, schedule.seed + 17, first.min_scale))
+            clips = torch.cat([next(draws) for _ in range(60 // min(first.frames, 4))])
+            initialise(clips if first.frames > 1 else clips[:, 0])
     held_crops = next(iter(CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
 
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own annotations
@@ -202,7 +203,7 @@ def train(
 
             score = None
             if main and (step % schedule.validate_every == 0 or step == schedule.steps):
-                score = _validate_average(system, average, held_crops)
+                score = _validate_average(system, average, held_crops, schedule.validation_cbr)
             speed = measured / (time.monotonic() - began)
             loss, psnr = float(losses["loss"].detach()), float(losses.get("psnr_rgb_db", torch.tensor(0.0)))
             stop = interrupt.seen or (max_minutes is not None and time.monotonic() - began > max_minutes * 60)
@@ -246,11 +247,11 @@ class _Interrupt:
             signal.signal(signal.SIGINT, self.former)
 
 
-def _validate_average(system: System, average: dict[str, Tensor], crops: Tensor) -> float:
+def _validate_average(system: System, average: dict[str, Tensor], crops: Tensor, cbr: float) -> float:
     own = {name: value.detach().clone() for name, value in system.state_dict().items()}
     system.load_state_dict(average)
     try:
-        return validate(system, crops.to(next(system.parameters()).device))
+        return validate(system, crops.to(next(system.parameters()).device), cbr=cbr)
     finally:
         system.load_state_dict(own)
 
@@ -277,7 +278,7 @@ def _save(
         "of_steps": schedule.steps,
         "seed": schedule.seed,
         "validation": {
-            "what": f"held-out clips, AWGN {VALIDATION_SNR_DB:g} dB, CBR {VALIDATION_CBR:.4f}",
+            "what": f"held-out clips, AWGN {VALIDATION_SNR_DB:g} dB, CBR {schedule.validation_cbr:.4f}",
             "psnr_rgb_db": scores[-1]["validation_psnr_rgb_db"] if scores else None,
         },
         "torch": torch.__version__,

@@ -49,7 +49,8 @@ class Schedule(BaseModel):
     Attributes:
         system, preset: what is trained. seed: of weights, crops and noise. parts, every: sub-folders of the data folder,
             and keep every n-th frame of a clip. ema: decay of the moving average of the weights that is kept. grad_clip:
-            gradient norm. validate_every: steps between validations on clips held out. save_every: steps between checkpoints.
+            gradient norm. validate_every: steps between validations on clips held out, at ``validation_cbr`` and
+            10 dB. save_every: steps between checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +63,7 @@ class Schedule(BaseModel):
     ema: float = Field(0.999, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     validate_every: int = Field(250, gt=0)
+    validation_cbr: float = Field(1 / 12, gt=0)
     save_every: int = Field(100, gt=0)
     stages: tuple[Stage, ...]
 

@@ -1,13 +1,14 @@
 """Preset ``small`` of DVST: the shipped one.
 
-    x_t ─(-)─▶ g_a: KLT + [conv | c_check] ─▶ y_t ─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols       primary link
-          ▲                                     └─▶ z_t = class of block ─┐
-    x_check_t-1 ─▶ warp ─▶ c_check                                        ├─▶ range coder ─▶ packet
-          └─ motion of blocks ────────────────────────────────────────────┘                                      motion link
-    symbols ─▶ f_d: posterior mean, given z_t ─▶ y_hat_t ─▶ g_s: KLT^T + c_hat + [conv | c_hat] ─▶ x_hat_t,  c_hat = warp(x_hat_t-1)
+    x_t ─(-)─▶ KLT ─▶ y_t ─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols                             primary link
+          ▲            └─▶ z_t = class of block ─┐
+    x_check_t-1 ─▶ warp ─▶ c_check               ├─▶ range coder ─▶ packet of a few frames
+          └─ motion of blocks ───────────────────┘                                                              motion link
+    symbols ─▶ f_d: posterior mean | z_t ─▶ y_hat_t ─▶ g_s: KLT^T + c_hat + [conv | c_hat] ─▶ x_hat_t,  c_hat = warp(x_hat_t-1)
 
-One price of a channel use holds for all P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow the
-entropy of what is new in it (:mod:`semcast.layers.block_code`); the price is what makes a group meet its budget.
+One price of a channel use holds for all P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
+the entropy of what is new in it (:mod:`semcast.layers.block_code`); the price makes a group meet its budget. The transmitter is
+closed form; the network g_s learns to restore pictures from what arrives, and stands in the reference loops of both ends.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semcast.errors import BudgetError
 from semcast.layers import block_motion
-from semcast.layers.block_classes import BLOCK, DIMS, side_margin_db
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan, joined
+from semcast.layers.block_classes import BLOCK, DIMS
+from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
 from semcast.layers.blocks import pad_to
-from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
-from semcast.layers.side_coder import decode_frame, encode_frame
+from semcast.layers.residual import Conditions, ResidualBlock, zero_conv
+from semcast.layers.side_coder import (
+    CLASS_CONTEXTS,
+    Tables,
+    decode_run,
+    earlier_context,
+    encode_run,
+    groups,
+    spatial_context,
+)
 from semcast.systems.base import Side, System
 from semcast.types import (
     Analog,
@@ -46,6 +53,8 @@ from semcast.types import (
     RxAnalog,
     Step,
     StepResult,
+    as_complex,
+    as_real,
 )
 
 
@@ -54,35 +63,21 @@ class SmallConfig:
     """The shipped network.
 
     Attributes:
-        classes, latents, rotated: of the blocks of P-frames, as in NTSCC. width, fine_width: channels of the convolutions on the
-            grid of blocks and on that of half blocks. encoder_blocks, fine_blocks: residual blocks. embedding: numbers that
-            describe a class. key_offset_db: how much lower the price of a use is in the I-frame, per doubling of the group.
+        classes, latents, rotated: of the blocks of P-frames, as in NTSCC. fine_width, fine_blocks: channels and residual blocks
+            of g_s, on the grid of 8x8 blocks. embedding: numbers that describe a class to it. key_offset_db: how much lower the
+            price of a use is in the I-frame, per doubling of the group. run: P-frames whose side information shares a packet.
+        side_margin_db: how much worse than told the channel may be before P-frames are lost; I-frames bear more.
     """
 
     classes: int = 32
     latents: int = 384
     rotated: int = 128
-    width: int = 96
     fine_width: int = 96
-    encoder_blocks: int = 1
     fine_blocks: int = 3
     embedding: int = 8
     key_offset_db: float = 1.0
-
-
-class Analysis(nn.Module):
-    """What the network adds to the KLT of the difference, given the context: (B, L, h, w) twice -> (B, L, h, w)."""
-
-    def __init__(self, config: SmallConfig) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(config.classes, config.embedding)
-        self.trunk = Trunk(2 * config.latents + config.embedding, config.width, config.encoder_blocks)
-        self.head = zero_conv(config.width, config.latents)
-
-    def forward(self, unit: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        features = torch.cat([unit, context, self.embed(classes).movedim(-1, 1)], 1)
-        residual: Tensor = self.head(self.trunk(features, conditions))
-        return residual.float()
+    run: int = 4
+    side_margin_db: float = 1.0
 
 
 class Synthesis(nn.Module):
@@ -103,7 +98,7 @@ class Synthesis(nn.Module):
         before = F.pixel_unshuffle(context, BLOCK // 2)
         halves = before + F.pixel_unshuffle(difference, BLOCK // 2)
         told = F.pixel_shuffle(self.embed(classes).movedim(-1, 1), 2)
-        fine = self.look(torch.cat([halves - 0.5, halves - before, told], 1))
+        fine = self.look(torch.cat([halves - 0.5, 8 * (halves - before), told], 1))
         for block in self.fine:
             fine = block(fine, conditions.vector)
         residual = self.head(F.gelu(fine, approximate="tanh"))
@@ -112,12 +107,12 @@ class Synthesis(nn.Module):
 
 @dataclass
 class TxState:
-    """The transmitter's own: session header, key-frame state, prices of the last group."""
+    """The transmitter's own: session header, key-frame states of both kinds, and by how much the first price was wrong."""
 
     fmt: Format
     key: Any
     key_rx: Any
-    price: int | None = None
+    bias: int = 0
 
 
 @dataclass
@@ -130,41 +125,89 @@ class RxState:
 
 
 class Coded(NamedTuple):
-    """One P-frame as the transmitter made it: packet, real symbols of mean power 1/2, and the noise-free reference."""
+    """One P-frame as the transmitter made it.
 
-    data: bytes
+    Attributes:
+        vectors: (h, w, 2) motion. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
+            coded. reference: (3, H, W) without noise, x_check. price: of a use, in quarter decibels.
+    """
+
+    vectors: Tensor
+    classes: Tensor
     symbols: Tensor
+    difference: Tensor
     reference: Tensor
     price: int
 
 
-_HEAD = "<bhHH"  # told SNR in dB, price in quarter dB, gain in hundredths of a dB from -100 dB, first symbol in units of UNIT
-UNIT = 4
-"""Channel uses of a P-frame come in multiples of this, so that two bytes can say where they begin."""
+class Run(NamedTuple):
+    """Head of a packet of side information: told SNR in dB, amplitude of the symbols, which one is the first, prices."""
+
+    told: int
+    amplitude: float
+    first: int
+    prices: list[int]
+
+
+_HEAD = "<bHH"  # told SNR in dB, gain in hundredths of a dB from -100 dB, first symbol in units of UNIT
+UNIT = 8
+"""Channel uses of a P-frame come in multiples of this, so that two bytes can say where a run begins."""
+ELASTICITY = 0.05
+"""Channel uses fall about so much, in nepers, per quarter decibel of price."""
+
+
+def pack_run(run: Run) -> bytes:
+    """The head as bytes; the number of prices is what remains to be known, and follows from the packet's place."""
+    gain = max(0, min(65535, round(100 * (20 * math.log10(max(run.amplitude, 1e-5)) + 100))))
+    return struct.pack(_HEAD, max(-60, min(60, run.told)), gain, run.first // UNIT) + struct.pack(
+        f"{len(run.prices)}b", *run.prices
+    )
+
+
+def unpack_run(data: bytes, count: int) -> tuple[Run, bytes] | None:
+    """Head and the rest of a packet of ``count`` frames, or None."""
+    size = struct.calcsize(_HEAD)
+    if len(data) < size + count:
+        return None
+    told, gain, first = struct.unpack_from(_HEAD, data)
+    prices = list(struct.unpack_from(f"{count}b", data, size))
+    return Run(told, 10 ** ((gain / 100 - 100) / 20), first * UNIT, prices), data[size + count :]
 
 
 class DvstSmall(System):
     """DVST of one group of pictures at a time.
 
-    Streams: those of the key-frame system, prefixed ``key.``; a packet ``side`` per P-frame (motion, classes, price, power); and
-    the analog stream ``latent`` of all P-frames.
+    Streams: those of the key-frame system, prefixed ``key.``; packets ``side``, each of a few P-frames (motion, classes,
+    prices, power); and the analog stream ``latent`` of all P-frames.
+
+    Args:
+        config: sizes. key: a system for pictures, that has ``price``. gop: frames of a group.
     """
 
     name = "dvst"
     preset = "small"
+    key_name = "ntscc:small"
 
     def __init__(self, config: SmallConfig, key: System, gop: int) -> None:
         super().__init__()
         self.config, self.frames_per_step = config, gop
         self.key = key
         self.code = BlockCode(config.classes, config.latents, config.rotated)
-        self.register_buffer("std", torch.ones(config.latents))
+        self.register_buffer("flags", torch.ones(block_motion.FLAG_CONTEXTS, 2, dtype=torch.int32))
         self.register_buffer("motion", torch.ones(block_motion.CONTEXTS, block_motion.SYMBOLS, dtype=torch.int32))
-        self.g_a = Analysis(config)
+        self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
+        self.register_buffer("group", torch.from_numpy(groups(config.classes)), persistent=False)
         self.g_s = Synthesis(config)
 
-    std: Tensor
+    flags: Tensor
     motion: Tensor
+    often: Tensor
+    group: Tensor
+
+    @property
+    def tables(self) -> Tables:
+        """What side information is coded under."""
+        return Tables(self.flags.numpy(), self.motion.numpy(), self.often.numpy())
 
     def start(self, fmt: Format, side: Side) -> TxState | RxState:
         if side == "tx":
@@ -173,151 +216,178 @@ class DvstSmall(System):
 
     # -- transmitter -----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def encode(
         self, step: Step, state: TxState, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, TxState, Aux]:
         frames = pad_to(step.frames[0], BLOCK)
         told = round(max(-60.0, min(60.0, float(csi.snr_db.mean()))))
-        mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
-        bits_per_use = _bits_per_use(budget, mcs)
         count = len(frames)
-        key_uses, price = self._prices(frames, budget, csi, told, mcs, state)
-        first = Step(step.frames[:, :1], index=step.index, last=step.last)
+        rate = SideRate(budget, budget.robust_mcs(self.config.side_margin_db))
+        key_uses = self.key_share(frames, budget, csi, told, rate, state)
         key_budget = replace(budget, uses=key_uses, nominal_uses=key_uses)
+        first = Step(step.frames[:, :1], index=step.index, last=step.last)
         payload, state.key, aux = self.key.encode(first, state.key, csi, key_budget, generator=generator)
-        streams: dict[str, Analog | Digital] = {f"key.{name}": stream for name, stream in payload.items()}
-        reference = self._key_reference(payload, state, told, generator)
-        spent = key_uses
-        packets: list[Packet] = []
-        parts: list[Tensor] = []
-        start = 0
-        for index in range(1, count):
-            left = budget.uses - spent
-            coded, used = None, 0
-            now = price
-            for _ in range(12):
-                attempt = self._encode_frame(frames[index], reference, now, told, bits_per_use, start)
-                used = len(attempt.symbols) // 2 + budget.uses_for_packets([len(attempt.data)], mcs)
-                if used <= left:
-                    coded = attempt
-                    break
-                now += 4 * STEPS_PER_DB
-            if coded is None:
-                packets.append(Packet(b"", mcs=mcs))
-                continue
-            spent += used
-            start += len(coded.symbols) // 2 // UNIT
-            packets.append(Packet(coded.data, mcs=mcs))
-            parts.append(coded.symbols)
-            reference = coded.reference
-            price = self._steer(price, used, budget.uses - spent, count - 1 - index)
-        state.price = price
-        if count > 1:
-            symbols = torch.cat(parts) if parts else torch.zeros(0)
-            streams["side"] = Digital([packets])
-            streams["latent"] = Analog(torch.view_as_complex(symbols.reshape(1, -1, 2).contiguous()))
+        streams: dict[str, Analog | Digital] = {f"key.{name}": _unit_power(stream) for name, stream in payload.items()}
+        if count == 1:
+            return streams, state, aux
+        reference = self.key_reference(payload, state, told, generator)
+        runs = self.encode_group(frames, reference, budget.uses - key_uses, told, rate, state)
+        symbols = torch.cat([coded.symbols for run in runs for coded in run] or [torch.zeros(0)])
+        amplitude = float(symbols.square().mean().clamp_min(1e-9).rsqrt()) if len(symbols) else 1.0
+        packets, at = [], 0
+        for run in runs:
+            head = Run(told, amplitude, at, [coded.price for coded in run])
+            at += sum(len(coded.symbols) for coded in run) // 2
+            packets.append(Packet(pack_run(head) + self._side(run) if run else b"", mcs=rate.mcs))
+        streams["side"] = Digital([packets])
+        streams["latent"] = Analog(as_complex(symbols[None] * (amplitude / math.sqrt(2))))
         return streams, state, aux
 
-    def _prices(
-        self, frames: Tensor, budget: Budget, csi: Csi, told: int, mcs: str | None, state: TxState
-    ) -> tuple[int, int]:
-        """Channel uses of the I-frame, and the price of a use in the P-frames, so that the group meets its budget."""
+    def _side(self, run: Sequence[Coded]) -> bytes:
+        return encode_run([(coded.vectors.numpy(), coded.classes.numpy()) for coded in run], self.tables)
+
+    def encode_group(
+        self, frames: Tensor, reference: Tensor, uses: int, told: int, rate: SideRate, state: TxState
+    ) -> list[list[Coded]]:
+        """P-frames in runs, within a number of channel uses; a run that there is nothing left for is empty."""
+        count = len(frames)
+        price = self._price(frames, reference, uses, told, rate) + state.bias
+        opening, spent, runs = price, 0, []
+        for begin in range(1, count, self.config.run):
+            end = min(begin + self.config.run, count)
+            for _ in range(12):
+                run = self._encode_run(frames[begin:end], reference, price, told, rate)
+                used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(len(self._side(run)) + 5 + len(run))
+                if used <= uses - spent:
+                    break
+                price = min(price + 4 * STEPS_PER_DB, 127)
+            else:
+                run, used = [], 0
+            if run:
+                reference = run[-1].reference
+            runs.append(run)
+            spent += used
+            if end < count and used:
+                fair = max(uses - spent, 1) / (count - end) / (used / (end - begin))
+                price = round(min(127.0, max(-128.0, price - max(-12.0, min(12.0, math.log(fair) / ELASTICITY)))))
+        state.bias = max(-40, min(40, state.bias + (price - opening) // 2))
+        return runs
+
+    def _encode_run(self, frames: Tensor, reference: Tensor, price: int, told: int, rate: SideRate) -> list[Coded]:
+        run: list[Coded] = []
+        for frame in frames:
+            coded = self._encode_frame(frame, reference, price, told, rate, run[-1] if run else None)
+            run.append(coded)
+            reference = coded.reference
+        return run
+
+    def _encode_frame(
+        self, frame: Tensor, reference: Tensor, price: int, told: int, rate: SideRate, before: Coded | None
+    ) -> Coded:
+        """One P-frame (3, H, W) at a price, against the transmitter's own reference."""
+        bit_price = self.code.bit_price(price, rate.bits_per_use)
+        vectors = block_motion.estimate(frame, reference, before.vectors if before else None, bit_price)
+        context = block_motion.compensate(reference[None], vectors[None])
+        with torch.autocast("cpu", enabled=False):
+            difference = frame[None] - context
+            y = self.code.blocks.analyse(difference)
+            earlier = torch.from_numpy(
+                earlier_context(before.classes.numpy() if before else None, tuple(y.shape[2:]), self.group.numpy())
+            )
+            classes = self.code.choose_at(
+                y[0], price, told, rate.bits_per_use, self.often, self._context, earlier
+            )  # fmt: skip
+            plan = self.code.plan_at(classes.flatten(), price, told)
+            symbols = self.code.modulate(y[0].flatten(1).T, classes.flatten(), plan)
+        symbols = F.pad(symbols, (0, -len(symbols) % (2 * UNIT)))
+        noise = torch.full_like(symbols, 10 ** (-told / 10))
+        amplitude = torch.ones(len(plan.uses))
+        conditions = self._conditions(float(told), price, classes[None])
+        x_check = self._reconstruct(context, symbols, noise, amplitude, classes[None], plan, conditions)
+        return Coded(vectors, classes, symbols, difference[0], x_check[0].clamp(0, 1), price)
+
+    def _context(self, left: Tensor, up: Tensor) -> Tensor:
+        context: Tensor = spatial_context(self.group[left], self.group[up])
+        return context
+
+    def _samples(self, frames: Tensor, error: Tensor, told: int, rate: SideRate) -> list[tuple[Tensor, Tensor, float]]:
+        """A few P-frames against what comes before them plus an error: rows, energies and bits of motion."""
+        count = len(frames)
+        samples = []
+        for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)}):
+            reference = frames[index - 1] + error
+            vectors = block_motion.estimate(frames[index], reference, bit_price=0.02)
+            context = block_motion.compensate(reference[None], vectors[None])
+            rows = self.code.blocks.analyse(frames[index][None] - context)[0].flatten(1).T
+            bits = block_motion.bits_of(vectors.numpy(), self.flags.numpy(), self.motion.numpy())
+            samples.append((rows, self.code.blocks.energies(rows), bits))
+        return samples
+
+    def _wanted(self, samples: list[tuple[Tensor, Tensor, float]], price: int, told: int, rate: SideRate) -> float:
+        """Channel uses of a P-frame at a price, about."""
+        total = 0.0
+        for rows, energies, motion_bits in samples:
+            uses, bits = self.code.demand(rows, energies, price, told, rate.bits_per_use)
+            total += uses / 2 + (bits + 0.5 * motion_bits) / rate.bits_per_use
+        return total / len(samples)
+
+    def key_share(self, frames: Tensor, budget: Budget, csi: Csi, told: int, rate: SideRate, state: TxState) -> int:
+        """Channel uses of the I-frame: such that P-frames at a price that is higher by ``key_offset_db`` take the others."""
         count = len(frames)
         if count == 1:
-            return budget.uses, 0
-        bits_per_use = _bits_per_use(budget, mcs)
-        picked = sorted({1 + round(i * (count - 2) / 3) for i in range(4)})
-        samples = []
-        for index in picked:
-            vectors = block_motion.estimate(frames[index], frames[index - 1])
-            context = block_motion.compensate(frames[index - 1 : index], vectors[None])[0]
-            y = self.code.blocks.analyse((frames[index] - context)[None])[0]
-            rows = y.flatten(1).T
-            samples.append((rows, self.code.blocks.energies(rows), self._motion_bits(vectors)))
-
-        def wanted(price: int) -> float:
-            total = 0.0
-            for rows, energies, motion_bits in samples:
-                uses, bits = self.code.demand(rows, energies, price, told, bits_per_use)
-                total += uses / 2 + budget.uses_for_packets([round((bits + motion_bits) / 8) + struct.calcsize(_HEAD)], mcs)
-            return total / len(samples)
-
-        offset = self.config.key_offset_db * math.log2(count) * STEPS_PER_DB
-        share_low, share_high = 0.02, 0.98
-        key_uses, price = budget.uses, 0
-        for _ in range(7):
-            share = math.sqrt(share_low * share_high)
-            key_uses = round(share * budget.uses)
-            granted = replace(budget, uses=key_uses, nominal_uses=key_uses)
+            return budget.uses
+        samples = self._samples(frames, torch.zeros_like(frames[0]), told, rate)
+        offset = self.config.key_offset_db * math.log2(count) * STEPS_PER_DB + state.bias
+        low, high = 0.02, 0.97
+        uses = budget.uses
+        for _ in range(6):
+            share = math.sqrt(low * high)
+            uses = round(share * budget.uses)
+            granted = replace(budget, uses=uses, nominal_uses=uses)
             price = round(self.key.price(frames[:1], csi, granted) + offset)  # type: ignore[operator]
-            if key_uses + (count - 1) * wanted(price) > budget.uses:
-                # the price that this share implies asks for too much: spend less on the I-frame, so that it rises
-                share_high = share
+            if uses + (count - 1) * self._wanted(samples, price, told, rate) > budget.uses:
+                high = share  # what such a price asks for is too much: less for the I-frame raises it
             else:
-                share_low = share
-        return key_uses, price
+                low = share
+        return uses
 
-    @staticmethod
-    def _steer(price: int, used: int, left: int, frames: int) -> int:
-        """Price of the next frame, a little nearer to spending what is left on the frames that are left."""
-        if frames <= 0 or used <= 0:
-            return price
-        ratio = max(left, 1) / frames / used
-        return price - round(max(-2.0, min(2.0, 4.0 * math.log(ratio))) * STEPS_PER_DB / 2)
+    def _price(self, frames: Tensor, reference: Tensor, uses: int, told: int, rate: SideRate) -> int:
+        """Price at which P-frames take ``uses`` together, about."""
+        samples = self._samples(frames, reference - frames[0], told, rate)
+        low, high = -128, 60
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (middle, high) if (len(frames) - 1) * self._wanted(samples, middle, told, rate) > uses else (low, middle)
+            )
+        return high
 
-    def _motion_bits(self, vectors: Tensor) -> float:
-        table = self.motion.double().numpy()
-        lengths = -np.log2(table / table.sum(1, keepdims=True))
-        return float((block_motion.count(vectors.numpy()) * lengths).sum())
-
-    def _key_reference(self, payload: Payload, state: TxState, told: int, generator: torch.Generator) -> Tensor:
+    def key_reference(self, payload: Payload, state: TxState, told: int, generator: torch.Generator) -> Tensor:
         """x_check of the I-frame: the receiver's part, without the channel (eq. 2)."""
         air: dict[str, Any] = {}
         for name, stream in payload.items():
-            if isinstance(stream, Analog):
-                x = stream.x * (stream.x.abs().square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt())
-                air[name] = RxAnalog(x, torch.ones_like(x), torch.full(x.shape, 10 ** (-told / 10)))
+            unit = _unit_power(stream)
+            if isinstance(unit, Analog):
+                air[name] = RxAnalog(unit.x, torch.ones_like(unit.x), torch.full(unit.x.shape, 10 ** (-told / 10)))
             else:
-                assert stream.packets is not None
-                air[name] = [[packet.data for packet in row] for row in stream.packets]
+                assert unit.packets is not None
+                air[name] = [[packet.data for packet in row] for row in unit.packets]
         decoded, state.key_rx, _ = self.key.decode(air, state.key_rx, 1, generator=copy.copy(generator))
         assert decoded.frames is not None
-        return pad_to(decoded.frames[0, 0][None], BLOCK)[0]
-
-    def _encode_frame(self, frame: Tensor, reference: Tensor, price: int, told: int, bits_per_use: float, start: int) -> Coded:
-        """One P-frame (3, H, W) at a price, against the transmitter's own reference."""
-        vectors = block_motion.estimate(frame, reference)
-        context = block_motion.compensate(reference[None], vectors[None])
-        with torch.autocast("cpu", enabled=False):
-            y = self.code.blocks.analyse(frame[None] - context)
-            classes = self.code.choose_at(y[0], price, told, bits_per_use)
-            plan = self.code.plan_at(classes.flatten(), price, told)
-        conditions = self._conditions(told, price, classes[None])
-        unit = y / self.std[:, None, None]
-        y = y + self.std[:, None, None] * self.g_a(unit, self._context_code(context), classes[None], conditions)
-        with torch.autocast("cpu", enabled=False):
-            symbols = self.code.modulate(y[0].flatten(1).T, classes.flatten(), plan)
-            symbols = F.pad(symbols, (0, -len(symbols) % (2 * UNIT)))
-            power = symbols.square().mean() if len(symbols) else symbols.new_tensor(1.0)
-            gain_steps = round(100 * (100 - 10 * math.log10(max(float(power), 1e-9))))
-            amplitude = 10 ** ((gain_steps / 100 - 100) / 20)
-        side = encode_frame(
-            vectors.numpy(), classes.numpy(), self.motion.numpy(), self.code.blocks.frequencies.numpy()
-        )  # fmt: skip
-        data = struct.pack(_HEAD, max(-60, min(60, told)), price, gain_steps, start) + side
-        noise = torch.full_like(symbols, 10 ** (-told / 10))
-        x_check = self._reconstruct(
-            context, symbols * amplitude, noise, torch.full((len(plan.uses),), amplitude), classes[None], plan, conditions
-        )
-        return Coded(data, symbols * power.clamp_min(1e-12).rsqrt(), x_check[0].clamp(0, 1), price)
+        return pad_to(decoded.frames[0, 0].clamp(0, 1)[None], BLOCK)[0]
 
     # -- both ends -------------------------------------------------------------------------------------------------------
 
-    def _context_code(self, context: Tensor) -> Tensor:
-        return self.code.blocks.analyse(context - 0.5) / self.std[:, None, None].clamp_min(1e-2)
-
     def _reconstruct(
-        self, context: Tensor, values: Tensor, noise: Tensor, amplitude: Tensor, classes: Tensor, plan: Plan, conditions: Conditions
+        self,
+        context: Tensor,
+        values: Tensor,
+        noise: Tensor,
+        amplitude: Tensor,
+        classes: Tensor,
+        plan: Plan,
+        conditions: Conditions,
     ) -> Tensor:
         """f_d and g_s: received real symbols (those of the plan and padding) -> frames (B, 3, H, W)."""
         total = int(plan.uses.sum())
@@ -329,7 +399,7 @@ class DvstSmall(System):
         return picture
 
     def _conditions(self, snr_db: float, price: int, classes: Tensor) -> Conditions:
-        numbers = torch.tensor([[max(-10.0, min(40.0, snr_db)) / 20, (price / STEPS_PER_DB + 25) / 20]])
+        numbers = torch.tensor([[max(-10.0, min(40.0, snr_db)) / 20, (price / STEPS_PER_DB + 15) / 20]])
         vector = numbers.expand(len(classes), -1)
         return Conditions(vector, vector[:, :, None, None].expand(-1, -1, *classes.shape[1:]))
 
@@ -340,57 +410,103 @@ class DvstSmall(System):
     ) -> tuple[Decoded, RxState, Aux]:
         height, width = state.fmt.height, state.fmt.width
         inner = {name.removeprefix("key."): item for name, item in received.items() if name.startswith("key.")}
-        key, state.key, _ = self.key.decode(inner, state.key, 1, generator=generator)
+        with torch.no_grad():
+            key, state.key, _ = self.key.decode(inner, state.key, 1, generator=generator)
         assert key.frames is not None
         concealed, lost_key = key.concealed, key.concealed > 0
-        last = key.frames[:, 0]
+        last = key.frames[:, 0].clamp(0, 1)
         if lost_key and state.last is not None:
             last = state.last
         shown = [last]
-        rx = received.get("latent")
-        packets = received.get("side")
-        rows = packets[0] if isinstance(packets, list) and packets else []
-        for index in range(1, n_frames):
-            data = rows[index - 1] if index - 1 < len(rows) else None
-            frame = None
-            if data is not None and not lost_key and isinstance(rx, RxAnalog):  # without its I-frame a group stands still
-                frame = self._decode_frame(data, rx, pad_to(last, BLOCK))
-            if frame is None:
-                concealed += 1
-            else:
-                last = frame[..., :height, :width].clamp(0, 1)
-            shown.append(last)
-        state.last = last
+        rx, packets = received.get("latent"), received.get("side")
+        row = packets[0] if isinstance(packets, list) and packets else []
+        air = rx.equalised() if isinstance(rx, RxAnalog) else None
+        for number, begin in enumerate(range(1, n_frames, self.config.run)):
+            count = min(self.config.run, n_frames - begin)
+            data = row[number] if number < len(row) else None
+            frames = None
+            if data and air is not None and not lost_key:  # without its I-frame a group stands still
+                frames = self._decode_run(data, count, air, pad_to(last, BLOCK))
+            if frames is None:
+                concealed += count
+                shown += [last] * count
+                continue
+            shown += [frame[..., :height, :width] for frame in frames]
+            last = shown[-1]
+        state.last = last.detach()
         return Decoded(frames=torch.stack(shown, 1), concealed=concealed), state, {}
 
-    def _decode_frame(self, data: bytes, rx: RxAnalog, reference: Tensor) -> Tensor | None:
-        """One P-frame from its packet and its part of the symbols, against the receiver's own reference (1, 3, H, W)."""
+    def _decode_run(self, data: bytes, count: int, air: tuple[Tensor, Tensor], reference: Tensor) -> list[Tensor] | None:
+        """P-frames of one packet and their part of the symbols, against the receiver's own reference (1, 3, H, W)."""
         h, w = reference.shape[-2] // BLOCK, reference.shape[-1] // BLOCK
-        size = struct.calcsize(_HEAD)
-        if len(data) < size:
+        unpacked = unpack_run(data, count)
+        if unpacked is None:
             return None
-        told, price, gain_steps, start = struct.unpack_from(_HEAD, data)
-        side = decode_frame(data[size:], h, w, self.motion.numpy(), self.code.blocks.frequencies.numpy())
+        head, rest = unpacked
+        side = decode_run(rest, count, h, w, self.tables)
         if side is None:
             return None
-        vectors, classes = torch.from_numpy(side[0])[None], torch.from_numpy(side[1])[None]
-        plan = self.code.plan_at(classes.flatten(), price, told)
-        first, uses = start * UNIT, math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
-        if first + uses > rx.y.shape[1]:
-            return None
-        piece = RxAnalog(*(part[:, first : first + uses] if part.shape[1] > 1 else part for part in rx))
-        x, noise_var = piece.equalised()
-        # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
-        values = torch.view_as_real(x * math.sqrt(2)).flatten()
-        noise = noise_var.repeat_interleave(2, 1).flatten()
-        amplitude = torch.full((len(plan.uses),), 10 ** ((gain_steps / 100 - 100) / 20))
-        measured_db = float(-10 * noise_var.log10().mean()) if uses else float(told)
-        context = block_motion.compensate(reference, vectors)
-        conditions = self._conditions(measured_db, price, classes)
-        return self._reconstruct(context, values, noise, amplitude, classes, plan, conditions)
+        at, frames = head.first, []
+        x, noise_var = air
+        for price, (vectors, classes) in zip(head.prices, side, strict=True):
+            classes_ = torch.from_numpy(classes)[None]
+            plan = self.code.plan_at(classes_.flatten(), price, head.told)
+            uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
+            if at + uses > x.shape[1]:
+                return None
+            # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
+            values = as_real(x[:, at : at + uses] * math.sqrt(2)).flatten()
+            noise = noise_var[:, at : at + uses].repeat_interleave(2, 1).flatten()
+            at += uses
+            measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
+            context = block_motion.compensate(reference, torch.from_numpy(vectors)[None])
+            conditions = self._conditions(measured_db, price, classes_)
+            amplitude = torch.full((len(plan.uses),), head.amplitude)
+            reference = self._reconstruct(context, values, noise, amplitude, classes_, plan, conditions)
+            reference = reference if self.training else reference.clamp(0, 1)
+            frames.append(reference)
+        return frames
+
+    # -- training --------------------------------------------------------------------------------------------------------
+
+    def initialise(self, clips: Tensor) -> None:
+        """Start as the closed-form code, fitted to clips (N, t, 3, H, W): statistics of differences, tables, inverse KLT."""
+        from semcast.systems.dvst.fit import fit
+
+        fit(self, clips)
+        with torch.no_grad():
+            self.g_s.linear.weight.copy_(self.code.blocks.basis.T[:, :, None, None])
+
+    def lr_scale(self, parameter: str) -> float:
+        return 0.1 if "linear" in parameter else 1.0
+
+    def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Mean over P-frames of MSE^p (eq. 24, the rate being met exactly): gradients pass from frame to frame of a group.
+
+        ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest clips own, and PSNR (p -> 0).
+        """
+        result = run[0]
+        assert result.decoded.frames is not None
+        mse = (result.decoded.frames - result.step.frames)[:, 1:].square().flatten(2).mean(2)
+        loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
+        return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
 
 
-def _bits_per_use(budget: Budget, mcs: str | None) -> float:
-    """What a channel use carries of side information, framing left out."""
-    few, many = (budget.uses_for_packets([size], mcs) for size in (100, 500))
-    return 3200 / max(many - few, 1)
+class SideRate:
+    """How side information is sent: modulation and coding, and what it costs."""
+
+    def __init__(self, budget: Budget, mcs: str | None) -> None:
+        self.mcs, self._budget = mcs, budget
+        few, many = (budget.uses_for_packets([size], mcs) for size in (100, 500))
+        self.bits_per_use = 3200 / max(many - few, 1)
+
+    def uses(self, size: int) -> int:
+        """Channel uses of one packet of ``size`` bytes."""
+        return self._budget.uses_for_packets([size], self.mcs)
+
+
+def _unit_power(stream: Analog | Digital) -> Analog | Digital:
+    """A stream at unit power on its own, so that the link leaves the powers of several alone."""
+    if isinstance(stream, Digital):
+        return stream
+    return replace(stream, x=stream.x * stream.x.abs().square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt())

@@ -133,8 +133,13 @@ class NtsccSmall(System):
         self.register_buffer("std", torch.ones(config.latents))
         self.g_a = Analysis(config)
         self.g_s = Synthesis(config)
+        self.receiver_only = False
 
     std: Tensor
+
+    def begin(self, options: Mapping[str, Any]) -> None:
+        """A stage of training; ``receiver_only`` leaves the transmitter as it is."""
+        self.receiver_only = bool(options.get("receiver_only", False))
 
     def start(self, fmt: Format, side: Side) -> State:
         return State(fmt)
@@ -144,6 +149,9 @@ class NtsccSmall(System):
     def encode(
         self, step: Step, state: State, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, State, Aux]:
+        if self.receiver_only and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.encode(step, state, csi, budget, generator=generator)
         frames = pad_to(step.frames.flatten(0, 1), BLOCK)
         told = csi.snr_db.clamp(-60, 60).round()
         mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
@@ -151,9 +159,7 @@ class NtsccSmall(System):
             y = self.code.blocks.analyse(frames)
             bits_per_use = _bits_per_use(budget, mcs)
             guess = round(0.93 * budget.uses)
-            maps = [
-                self.code.choose(one, guess, snr, bits_per_use) for one, snr in zip(y.detach(), told.tolist(), strict=True)
-            ]
+            maps = [self.code.choose(one, guess, snr, bits_per_use) for one, snr in zip(y.detach(), told.tolist(), strict=True)]
         classes = torch.stack(maps)
         sides = [encode_classes(one.numpy(), self.code.blocks.frequencies.numpy()) for one in maps]
         sizes = [struct.calcsize(_HEAD) + len(side) for side in sides]
@@ -161,7 +167,7 @@ class NtsccSmall(System):
         if uses < maps[0].numel() // 16 + 1:
             if not self.training:
                 raise BudgetError(
-                    f"ntscc:small needs {sizes[0]} bytes of side information a frame and has no channel uses left for the picture "
+                    f"ntscc:small needs {sizes[0]} bytes of side information a frame and has no channel uses left for it "
                     f"at CBR {budget.cbr:g}; raise --cbr"
                 )
             uses = maps[0].numel() // 16 + 1

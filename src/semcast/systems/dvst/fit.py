@@ -1,0 +1,105 @@
+"""Statistics that the ``small`` preset of DVST starts from: what P-frames leave to be coded, and how often symbols come."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semcast.layers import block_motion
+from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
+from semcast.link import Link
+from semcast.systems.dvst.small import Coded, DvstSmall, SideRate, TxState
+from semcast.types import Format, Step
+
+ROUNDS = 3
+SNR_DB = (0.0, 2.0, 6.0, 10.0, 10.0, 14.0, 18.0)
+CBR = (0.006, 0.012, 0.02, 0.03, 0.05)
+
+
+class Counter:
+    """Counts of the symbols of side information, and the static tables made of them."""
+
+    def __init__(self, classes: int) -> None:
+        self.flags = np.zeros((block_motion.FLAG_CONTEXTS, 2))
+        self.motion = np.zeros((block_motion.CONTEXTS, block_motion.SYMBOLS))
+        self.classes = np.zeros((CLASS_CONTEXTS, classes))
+        self._group = groups(classes)
+
+    def add(self, run: Sequence[Coded]) -> None:
+        """Count one packet's frames."""
+        moved: np.ndarray | None = None
+        before: np.ndarray | None = None
+        for coded in run:
+            flags, motion, moved = block_motion.count(coded.vectors.numpy(), moved)
+            self.flags += flags
+            self.motion += motion
+            classes = coded.classes.numpy()
+            np.add.at(self.classes, (class_contexts(classes, before, self._group), classes), 1)
+            before = classes
+
+    def store(self, system: DvstSmall) -> None:
+        """Write tables of 16 bits; every symbol stays possible, and a context that is rare leans on all."""
+        for buffer, counts in ((system.flags, self.flags), (system.motion, self.motion), (system.often, self.classes)):
+            overall = (counts.sum(0) + 1) / (counts.sum() + counts.shape[1])
+            table = counts + 16 * overall
+            scaled = 1 + np.floor(table / table.sum(1, keepdims=True) * 60000)
+            buffer.copy_(torch.from_numpy(scaled.astype(np.int32)))
+
+
+@torch.no_grad()
+def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
+    """Fit classes and tables to clips (N, t, 3, H, W), t >= 2, sides multiples of 16.
+
+    The first round sees differences to key frames; later ones those that the system itself leaves, frame after frame. The last
+    one only counts symbols.
+    """
+    link = Link().train()
+    for turn in range(ROUNDS):
+        differences: list[Tensor] = []
+        counter = Counter(system.config.classes)
+        rng = random.Random(seed + turn)
+        for clip in clips:
+            link.set(snr_db=rng.choice(SNR_DB), cbr=rng.choice(CBR))
+            if turn == 0:
+                differences.append(_first_difference(system, clip, link, rng))
+                continue
+            for run in _runs(system, clip, link):
+                differences += [coded.difference for coded in run]
+                if run:
+                    counter.add(run)
+        if turn < ROUNDS - 1:
+            system.code.fit(torch.stack(differences), 12)
+            system.g_s.linear.weight.copy_(system.code.blocks.basis.T[:, :, None, None])
+        if turn:
+            counter.store(system)
+
+
+def _key(system: DvstSmall, clip: Tensor, link: Link, share: float | None) -> tuple[Tensor, int, int, SideRate, TxState]:
+    """Noise-free I-frame, channel uses that are left, told SNR, rate of side information and state."""
+    step = Step(clip[None])
+    csi, budget = link.grant(step)
+    told = round(float(csi.snr_db))
+    fmt = Format(clip.shape[-2], clip.shape[-1], cbr=link.cbr)
+    state = TxState(fmt, system.key.start(fmt, "tx"), system.key.start(fmt, "rx"))
+    rate = SideRate(budget, budget.robust_mcs(system.config.side_margin_db))
+    uses = round(share * budget.uses) if share else system.key_share(clip, budget, csi, told, rate, state)
+    granted = replace(budget, uses=uses, nominal_uses=uses)
+    generator = torch.Generator().manual_seed(0)
+    payload, _, _ = system.key.eval().encode(Step(clip[None, :1]), state.key, csi, granted, generator=generator)
+    return system.key_reference(payload, state, told, generator), budget.uses - uses, told, rate, state
+
+
+def _first_difference(system: DvstSmall, clip: Tensor, link: Link, rng: random.Random) -> Tensor:
+    reference, *_ = _key(system, clip, link, rng.uniform(0.3, 0.7))
+    vectors = block_motion.estimate(clip[1], reference, bit_price=0.02)
+    return clip[1] - block_motion.compensate(reference[None], vectors[None])[0]
+
+
+def _runs(system: DvstSmall, clip: Tensor, link: Link) -> list[list[Coded]]:
+    reference, left, told, rate, state = _key(system, clip, link, None)
+    return system.encode_group(clip, reference, left, told, rate, state)
