@@ -1,11 +1,11 @@
 """Motion of 16x16 blocks: estimated against a reference, compensated, and coded into bytes.
 
-Vectors are in quarter pixels, (h, w, 2) int64 as (x, y): a block at p looks like the reference at p + vector / 4.
+Vectors are in quarter pixels, int64 as (x, y): a block at p looks like the reference at p + vector / 4.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,38 +23,77 @@ SYMBOLS = 2 * SPAN + 2
 CONTEXTS = 4
 FLAG_CONTEXTS = 8
 """Of the flag that a vector departs from its prediction."""
+SPLIT_CONTEXTS = 6
 SWEEPS = 2
 
 
-def estimate(current: Tensor, reference: Tensor, before: Tensor | None = None, bit_price: float = 0.0) -> Tensor:
-    """Vectors (h, w, 2) of one frame (3, H, W) against another, sides multiples of 16.
+class Motion(NamedTuple):
+    """Motion of one frame on a grid of 16x16 blocks, any of which may be split into four.
+
+    Attributes:
+        base: (h, w, 2) int64 vectors, which predict their neighbours. split: (h, w) bool. quarters: (h, w, 4, 2) int64
+            vectors of the four 8x8 blocks of a block, upper left, upper right, lower left, lower right; the base where it is not split.
+    """
+
+    base: np.ndarray
+    split: np.ndarray
+    quarters: np.ndarray
+
+    def field(self) -> Tensor:
+        """(2 h, 2 w, 2) vectors of 8x8 blocks."""
+        h, w = self.split.shape
+        return torch.from_numpy(self.quarters.reshape(h, w, 2, 2, 2).transpose(0, 2, 1, 3, 4).reshape(2 * h, 2 * w, 2))
+
+
+def estimate(current: Tensor, reference: Tensor, before: Motion | None = None, bit_price: float = 0.0) -> Motion:
+    """Motion of one frame (3, H, W) against another, sides multiples of 16.
 
     Dense flow (DIS, Kroeger et al. 2016) proposes the median of every block; beside it stand no motion, the neighbours'
-    proposals and the block's last vector. The least of squared difference and priced bits wins, by iterated conditional modes.
+    proposals and the block's last vector. The least of squared difference and priced bits wins, by iterated conditional modes;
+    then a block is split where its quarters' own medians save more than they cost.
 
     Args:
-        before: (h, w, 2) vectors of the frame before, or None. bit_price: squared difference of a block (sum over its values
-            in [0, 1]) that a bit is worth.
+        before: of the frame before, or None. bit_price: squared difference of a block (sum over its values in [0, 1]) that
+            a bit is worth.
     """
     import cv2
 
     luma = [_luma(frame) for frame in (current, reference)]
-    dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]  # not in its stubs
+    dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]  # not in its stubs
     flow = dense.calc(luma[0], luma[1], None)
-    h, w = luma[0].shape[0] // BLOCK, luma[0].shape[1] // BLOCK
-    grid = flow.reshape(h, BLOCK, w, BLOCK, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, -1, 2)
-    own = np.rint(np.median(grid[:, :, ::3], 2) * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
+    fine = _medians(flow, BLOCK // 2)
+    own = _medians(flow, BLOCK)
+    h, w = own.shape[:2]
     zero = np.zeros_like(own)
-    candidates = [own, zero, *_neighbours(own)] + ([before.cpu().numpy()] if before is not None else [])
-    errors = np.stack([_block_error(luma[0], _moved(luma[1], one)) for one in candidates], -1)
+    candidates = [own, zero, *_neighbours(own)] + ([before.base] if before is not None else [])
+    halves = [_block_error(luma[0], _moved(luma[1], one, BLOCK)) for one in candidates]  # (2 h, 2 w) each
+    errors = np.stack([one.reshape(h, 2, w, 2).sum((1, 3)) for one in halves], -1)
     choices = np.stack(candidates, 2)  # (h, w, K, 2)
-    now = choices[np.arange(h)[:, None], np.arange(w), errors.argmin(-1)]
+    rows, columns = np.arange(h)[:, None], np.arange(w)
+    pick = errors.argmin(-1)
     for turn in range(2 * SWEEPS):
-        bits = _bits(choices - predictions(now)[0][:, :, None])
-        best = choices[np.arange(h)[:, None], np.arange(w), (errors + bit_price * bits).argmin(-1)]
+        bits = _bits(choices - predictions(choices[rows, columns, pick])[0][:, :, None])
         odd = np.add.outer(np.arange(h), np.arange(w)) % 2 == turn % 2
-        now = np.where(odd[..., None], best, now)
-    return torch.from_numpy(now)
+        pick = np.where(odd, (errors + bit_price * bits).argmin(-1), pick)
+    base = choices[rows, columns, pick]
+    split_error = _block_error(luma[0], _moved(luma[1], fine, BLOCK // 2)).reshape(h, 2, w, 2).transpose(0, 2, 1, 3)
+    whole_error = np.stack(halves, -1).reshape(h, 2, w, 2, -1).transpose(0, 2, 1, 3, 4)[rows, columns, :, :, pick]
+    quarters = fine.reshape(h, 2, w, 2, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, 4, 2)
+    quarters = base[:, :, None] + (quarters - base[:, :, None]).clip(-SPAN, SPAN)
+    # A quarter that gains too little keeps the block's vector.
+    cost = 1 + 2 * np.log2(1 + np.abs(quarters - base[:, :, None]).astype(np.float32)).sum(-1)
+    saved = (whole_error - split_error).reshape(h, w, 4) - bit_price * cost
+    quarters = np.where((saved > 0)[..., None], quarters, base[:, :, None])
+    split = np.maximum(saved, -bit_price * 0.7).sum(-1) > 3 * bit_price
+    quarters = np.where(split[..., None, None], quarters, base[:, :, None])
+    return Motion(base, (quarters != base[:, :, None]).any((2, 3)), quarters.clip(-LIMIT, LIMIT))
+
+
+def _medians(flow: np.ndarray, block: int) -> np.ndarray:
+    """Median of a flow (H, W, 2) in every block, in quarter pixels (H / block, W / block, 2)."""
+    h, w = flow.shape[0] // block, flow.shape[1] // block
+    grid = flow.reshape(h, block, w, block, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, -1, 2)
+    return np.rint(np.median(grid[:, :, :: block // 4 - 1], 2) * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
 
 
 def _neighbours(vectors: np.ndarray) -> list[np.ndarray]:
@@ -74,35 +113,36 @@ def _luma(frame: Tensor) -> np.ndarray:
     return ((frame * weights[:, None, None]).sum(0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
-def _moved(luma: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """A rough compensation, bilinear, to choose vectors by."""
+def _moved(luma: np.ndarray, vectors: np.ndarray, block: int) -> np.ndarray:
+    """A rough compensation, bilinear, to choose vectors of blocks by."""
     import cv2
 
     height, width = luma.shape
-    dense = (vectors.astype(np.float32) / PER_PIXEL).repeat(BLOCK, 0).repeat(BLOCK, 1)
+    dense = (vectors.astype(np.float32) / PER_PIXEL).repeat(block, 0).repeat(block, 1)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     return cv2.remap(luma, x + dense[..., 0], y + dense[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _block_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared difference of every block of luma, three times its sum over values in [0, 1], as for RGB: (h, w) float32."""
+    """Squared difference of luma in every 8x8 block, three times its sum over values in [0, 1]: (2 h, 2 w) float32."""
     import cv2
 
-    h, w = a.shape[0] // BLOCK, a.shape[1] // BLOCK
+    half = BLOCK // 2
     squares = np.square(cv2.absdiff(a, b), dtype=np.float32)
-    return cv2.resize(squares, (w, h), interpolation=cv2.INTER_AREA) * np.float32(3 * BLOCK**2 / 255**2)
+    mean = cv2.resize(squares, (a.shape[1] // half, a.shape[0] // half), interpolation=cv2.INTER_AREA)
+    return mean * np.float32(3 * half**2 / 255**2)
 
 
-def compensate(reference: Tensor, vectors: Tensor) -> Tensor:
-    """Move references (N, 3, H, W) by vectors (N, h, w, 2) -> (N, 3, H, W), bicubic, edges repeated."""
+def compensate(reference: Tensor, field: Tensor) -> Tensor:
+    """Move references (N, 3, H, W) by vectors (N, H / 8, W / 8, 2) -> (N, 3, H, W), bicubic, edges repeated."""
     height, width = reference.shape[-2:]
-    dense = vectors.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2).to(reference) / PER_PIXEL
+    half = BLOCK // 2
+    dense = field.repeat_interleave(half, 1).repeat_interleave(half, 2).to(reference) / PER_PIXEL
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y], -1).to(reference) + dense
     scale = reference.new_tensor([2 / width, 2 / height])
-    return F.grid_sample(
-        reference, (place + 0.5) * scale - 1, mode="bicubic", padding_mode="border", align_corners=False
-    )  # fmt: skip
+    grid = (place + 0.5) * scale - 1
+    return F.grid_sample(reference, grid, mode="bicubic", padding_mode="border", align_corners=False)
 
 
 # -- coding ------------------------------------------------------------------------------------------------------------------
@@ -131,25 +171,51 @@ def _flag_contexts(moved: np.ndarray, before: np.ndarray | None) -> np.ndarray:
     return total if before is None else 3 + total + 2 * before.astype(np.int64)
 
 
-def count(vectors: np.ndarray, before: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How often flags and differences occur, (FLAG_CONTEXTS, 2) and (CONTEXTS, SYMBOLS); and the flags.
+def _split_contexts(split: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Context of a block's split: how many of left and upper neighbour are split, and whether it departs itself."""
+    left, up = np.zeros_like(split), np.zeros_like(split)
+    left[:, 1:], up[1:] = split[:, :-1], split[:-1]
+    return left.astype(np.int64) + up + 3 * moved
+
+
+class Counts(NamedTuple):
+    """How often symbols occur: flags (FLAG_CONTEXTS, 2), differences (CONTEXTS, SYMBOLS), splits (SPLIT_CONTEXTS, 2), and
+    differences of quarters to their block (1, SYMBOLS). The same shapes hold the tables that are made of them."""
+
+    flags: np.ndarray
+    differences: np.ndarray
+    splits: np.ndarray
+    quarters: np.ndarray
+
+    @classmethod
+    def zeros(cls) -> Counts:
+        """Nothing seen yet."""
+        shapes = (FLAG_CONTEXTS, 2), (CONTEXTS, SYMBOLS), (SPLIT_CONTEXTS, 2), (1, SYMBOLS)
+        return cls(*(np.zeros(shape) for shape in shapes))
+
+
+def count(motion: Motion, before: np.ndarray | None, into: Counts) -> np.ndarray:
+    """Add one frame's symbols to counts; returns its flags (h, w).
 
     Args:
-        vectors: (h, w, 2). before: (h, w) flags of the frame before in the same packet, or None.
+        before: (h, w) flags of the frame before in the same packet, or None.
     """
-    flags, table = np.zeros((FLAG_CONTEXTS, 2), dtype=np.int64), np.zeros((CONTEXTS, SYMBOLS), dtype=np.int64)
-    prediction, context = predictions(vectors)
-    difference = vectors - prediction
-    moved = difference.any(-1)
-    np.add.at(flags, (_flag_contexts(moved, before), moved.astype(np.int64)), 1)
-    np.add.at(table, (context[..., None].repeat(2, -1)[moved], symbols_of(difference)[moved]), 1)
-    return flags, table, moved
+    prediction, context = predictions(motion.base)
+    difference = motion.base - prediction
+    moved: np.ndarray = difference.any(-1)
+    np.add.at(into.flags, (_flag_contexts(moved, before), moved.astype(np.int64)), 1)
+    np.add.at(into.differences, (context[..., None].repeat(2, -1)[moved], symbols_of(difference)[moved]), 1)
+    np.add.at(into.splits, (_split_contexts(motion.split, moved), motion.split.astype(np.int64)), 1)
+    own = (motion.quarters - motion.base[:, :, None])[motion.split]
+    np.add.at(into.quarters[0], symbols_of(own), 1)
+    return moved
 
 
-def bits_of(vectors: np.ndarray, flags: np.ndarray, frequencies: np.ndarray) -> float:
+def bits_of(motion: Motion, tables: Counts) -> float:
     """Ideal code length in bits of the first frame of a packet."""
-    counts = count(vectors, None)[:2]
-    lengths = (-np.log2(table / table.sum(1, keepdims=True)) for table in (flags, frequencies))
+    counts = Counts.zeros()
+    count(motion, None, counts)
+    lengths = (-np.log2(table / table.sum(1, keepdims=True)) for table in tables)
     return float(sum((c * length).sum() for c, length in zip(counts, lengths, strict=True)))
 
 
@@ -160,36 +226,37 @@ def _models(frequencies: np.ndarray) -> list[Any]:
     return [family(row / row.sum(), perfect=False) for row in frequencies.astype(np.float64)]
 
 
-def encode(
-    encoder: Any, vectors: np.ndarray, before: np.ndarray | None, flags: np.ndarray, frequencies: np.ndarray
-) -> np.ndarray:
-    """Append vectors to a range coder of ``constriction`` under static integer frequencies; returns the flags (h, w)."""
+def encode(encoder: Any, motion: Motion, before: np.ndarray | None, tables: Counts) -> np.ndarray:
+    """Append motion to a range coder of ``constriction`` under static whole frequencies; returns the flags (h, w)."""
     import constriction
 
-    flag_models, models = _models(flags), _models(frequencies)
+    flag_models, models, split_models, (quarter_model,) = (_models(table) for table in tables)
     escape = constriction.stream.model.Uniform(2 * LIMIT + 1)
-    prediction, context = predictions(vectors)
-    difference = vectors - prediction
+    prediction, context = predictions(motion.base)
+    difference = motion.base - prediction
     symbols, moved = symbols_of(difference), difference.any(-1)
-    flag_context = _flag_contexts(moved, before)
+    flag_context, split_context = _flag_contexts(moved, before), _split_contexts(motion.split, moved)
+    own = symbols_of(motion.quarters - motion.base[:, :, None]).reshape(*moved.shape, 8)
     for i, j in np.ndindex(context.shape):
         encoder.encode(int(moved[i, j]), flag_models[flag_context[i, j]])
         for k in (0, 1) if moved[i, j] else ():
             encoder.encode(int(symbols[i, j, k]), models[context[i, j]])
             if symbols[i, j, k] == SYMBOLS - 1:
-                encoder.encode(int(vectors[i, j, k]) + LIMIT, escape)
+                encoder.encode(int(motion.base[i, j, k]) + LIMIT, escape)
+        encoder.encode(int(motion.split[i, j]), split_models[split_context[i, j]])
+        for symbol in own[i, j] if motion.split[i, j] else ():
+            encoder.encode(int(symbol), quarter_model)
     return moved
 
 
-def decode(
-    decoder: Any, h: int, w: int, before: np.ndarray | None, flags: np.ndarray, frequencies: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of :func:`encode`, vectors and flags; whatever the bytes are, vectors within the limits come out."""
+def decode(decoder: Any, h: int, w: int, before: np.ndarray | None, tables: Counts) -> tuple[Motion, np.ndarray]:
+    """The inverse of :func:`encode`, motion and flags; whatever the bytes are, vectors within the limits come out."""
     import constriction
 
-    flag_models, models = _models(flags), _models(frequencies)
+    flag_models, models, split_models, (quarter_model,) = (_models(table) for table in tables)
     escape = constriction.stream.model.Uniform(2 * LIMIT + 1)
-    moved = np.zeros((h, w), dtype=bool)
+    moved, split = np.zeros((h, w), dtype=bool), np.zeros((h, w), dtype=bool)
+    quarters = np.zeros((h, w, 4, 2), dtype=np.int64)
     rows: list[list[tuple[int, int]]] = []
     still = (0, 0)
     for i in range(h):
@@ -199,8 +266,7 @@ def decode(
             left, up, corner = row[-1] if j else still, above[j], above[j + 1] if j + 1 < w else still
             vector = [sorted((left[k], up[k], corner[k]))[1] for k in (0, 1)]
             total = (int(moved[i, j - 1]) if j else 0) + (int(moved[i - 1, j]) if i else 0)
-            context = total if before is None else 3 + total + 2 * int(before[i, j])
-            if decoder.decode(flag_models[context]):
+            if decoder.decode(flag_models[total if before is None else 3 + total + 2 * int(before[i, j])]):
                 moved[i, j] = True
                 spread = sum(abs(left[k] - up[k]) + abs(up[k] - corner[k]) for k in (0, 1))
                 model = models[(spread >= 1) + (spread >= 8) + (spread >= 32)]
@@ -209,5 +275,11 @@ def decode(
                     value = decoder.decode(escape) - LIMIT if symbol == SYMBOLS - 1 else vector[k] + symbol - SPAN
                     vector[k] = max(-LIMIT, min(LIMIT, value))
             row.append((vector[0], vector[1]))
+            quarters[i, j] = vector
+            total = (int(split[i, j - 1]) if j else 0) + (int(split[i - 1, j]) if i else 0) + 3 * int(moved[i, j])
+            if decoder.decode(split_models[total]):
+                split[i, j] = True
+                own = [decoder.decode(quarter_model) - SPAN for _ in range(8)]
+                quarters[i, j] = (quarters[i, j] + np.array(own).reshape(4, 2)).clip(-LIMIT, LIMIT)
         rows.append(row)
-    return np.array(rows, dtype=np.int64).reshape(h, w, 2), moved
+    return Motion(np.array(rows, dtype=np.int64).reshape(h, w, 2), split, quarters), moved

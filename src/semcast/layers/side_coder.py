@@ -18,10 +18,9 @@ CLASS_CONTEXTS = GROUPS * GROUPS * (GROUPS + 1)
 
 
 class Tables(NamedTuple):
-    """Static whole frequencies: flags (FLAG_CONTEXTS, 2), differences (CONTEXTS, SYMBOLS), classes (CLASS_CONTEXTS, C)."""
+    """Static whole frequencies: of motion, and of classes (CLASS_CONTEXTS, C)."""
 
-    flags: np.ndarray
-    motion: np.ndarray
+    motion: block_motion.Counts
     classes: np.ndarray
 
 
@@ -48,8 +47,8 @@ def class_contexts(classes: np.ndarray, before: np.ndarray | None, group: np.nda
     return spatial_context(left, up) + earlier_context(before, classes.shape, group)
 
 
-def encode_run(frames: Sequence[tuple[np.ndarray, np.ndarray]], tables: Tables) -> bytes:
-    """Vectors (h, w, 2) and classes (h, w) of consecutive frames -> bytes."""
+def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables: Tables) -> bytes:
+    """Motion and classes (h, w) of consecutive frames -> bytes."""
     import constriction
 
     encoder = constriction.stream.queue.RangeEncoder()
@@ -58,8 +57,8 @@ def encode_run(frames: Sequence[tuple[np.ndarray, np.ndarray]], tables: Tables) 
     table = tables.classes / tables.classes.sum(1, keepdims=True)
     moved: np.ndarray | None = None
     before: np.ndarray | None = None
-    for vectors, classes in frames:
-        moved = block_motion.encode(encoder, vectors, moved, tables.flags, tables.motion)
+    for motion, classes in frames:
+        moved = block_motion.encode(encoder, motion, moved, tables.motion)
         rows = table[class_contexts(classes, before, group).reshape(-1)]
         encoder.encode(classes.reshape(-1).astype(np.int32), model, rows)
         before = classes
@@ -67,7 +66,7 @@ def encode_run(frames: Sequence[tuple[np.ndarray, np.ndarray]], tables: Tables) 
     return data.rstrip(b"\0")
 
 
-def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[tuple[np.ndarray, np.ndarray]] | None:
+def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[tuple[block_motion.Motion, np.ndarray]] | None:
     """The inverse of :func:`encode_run`; None where the bytes cannot be such a string."""
     import constriction
 
@@ -80,14 +79,14 @@ def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[
     out = []
     try:
         for _ in range(count):
-            vectors, moved = block_motion.decode(decoder, h, w, moved, tables.flags, tables.motion)
+            motion, moved = block_motion.decode(decoder, h, w, moved, tables.motion)
             earlier = earlier_context(before, (h, w), group)
             classes = np.zeros((h, w), dtype=np.int64)
             for i in range(h):
                 for j in range(w):
                     left, up = (group[classes[i, j - 1]] if j else group[0]), (group[classes[i - 1, j]] if i else group[0])
                     classes[i, j] = decoder.decode(models[spatial_context(left, up) + earlier[i, j]])
-            out.append((vectors, classes))
+            out.append((motion, classes))
             before = classes
     except (AssertionError, ValueError):
         return None

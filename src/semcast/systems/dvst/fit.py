@@ -25,8 +25,7 @@ class Counter:
     """Counts of the symbols of side information, and the static tables made of them."""
 
     def __init__(self, classes: int) -> None:
-        self.flags = np.zeros((block_motion.FLAG_CONTEXTS, 2))
-        self.motion = np.zeros((block_motion.CONTEXTS, block_motion.SYMBOLS))
+        self.motion = block_motion.Counts.zeros()
         self.classes = np.zeros((CLASS_CONTEXTS, classes))
         self._group = groups(classes)
 
@@ -35,20 +34,19 @@ class Counter:
         moved: np.ndarray | None = None
         before: np.ndarray | None = None
         for coded in run:
-            flags, motion, moved = block_motion.count(coded.vectors.numpy(), moved)
-            self.flags += flags
-            self.motion += motion
+            moved = block_motion.count(coded.motion, moved, self.motion)
             classes = coded.classes.numpy()
             np.add.at(self.classes, (class_contexts(classes, before, self._group), classes), 1)
             before = classes
 
     def store(self, system: DvstSmall) -> None:
         """Write tables of 16 bits; every symbol stays possible, and a context that is rare leans on all."""
-        for buffer, counts in ((system.flags, self.flags), (system.motion, self.motion), (system.often, self.classes)):
+        tables = {f"motion_{name}": counts for name, counts in self.motion._asdict().items()} | {"often": self.classes}
+        for name, counts in tables.items():
             overall = (counts.sum(0) + 1) / (counts.sum() + counts.shape[1])
             table = counts + 16 * overall
             scaled = 1 + np.floor(table / table.sum(1, keepdims=True) * 60000)
-            buffer.copy_(torch.from_numpy(scaled.astype(np.int32)))
+            getattr(system, name).copy_(torch.from_numpy(scaled.astype(np.int32)))
 
 
 @torch.no_grad()
@@ -96,8 +94,8 @@ def _key(system: DvstSmall, clip: Tensor, link: Link, share: float | None) -> tu
 
 def _first_difference(system: DvstSmall, clip: Tensor, link: Link, rng: random.Random) -> Tensor:
     reference, *_ = _key(system, clip, link, rng.uniform(0.3, 0.7))
-    vectors = block_motion.estimate(clip[1], reference, bit_price=0.02)
-    return clip[1] - block_motion.compensate(reference[None], vectors[None])[0]
+    motion = block_motion.estimate(clip[1], reference, bit_price=0.02)
+    return clip[1] - block_motion.compensate(reference[None], motion.field()[None])[0]
 
 
 def _runs(system: DvstSmall, clip: Tensor, link: Link) -> list[list[Coded]]:

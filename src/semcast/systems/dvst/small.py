@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from semcast.layers import block_motion
 from semcast.layers.block_classes import BLOCK, DIMS
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
+from semcast.layers.block_motion import Motion
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions, ResidualBlock, zero_conv
 from semcast.layers.side_coder import (
@@ -128,11 +129,11 @@ class Coded(NamedTuple):
     """One P-frame as the transmitter made it.
 
     Attributes:
-        vectors: (h, w, 2) motion. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
+        motion: of its blocks. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
             coded. reference: (3, H, W) without noise, x_check. price: of a use, in quarter decibels.
     """
 
-    vectors: Tensor
+    motion: Motion
     classes: Tensor
     symbols: Tensor
     difference: Tensor
@@ -193,21 +194,20 @@ class DvstSmall(System):
         self.config, self.frames_per_step = config, gop
         self.key = key
         self.code = BlockCode(config.classes, config.latents, config.rotated)
-        self.register_buffer("flags", torch.ones(block_motion.FLAG_CONTEXTS, 2, dtype=torch.int32))
-        self.register_buffer("motion", torch.ones(block_motion.CONTEXTS, block_motion.SYMBOLS, dtype=torch.int32))
+        for name, table in block_motion.Counts.zeros()._asdict().items():
+            self.register_buffer(f"motion_{name}", torch.ones(table.shape, dtype=torch.int32))
         self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
         self.register_buffer("group", torch.from_numpy(groups(config.classes)), persistent=False)
         self.g_s = Synthesis(config)
 
-    flags: Tensor
-    motion: Tensor
     often: Tensor
     group: Tensor
 
     @property
     def tables(self) -> Tables:
         """What side information is coded under."""
-        return Tables(self.flags.numpy(), self.motion.numpy(), self.often.numpy())
+        motion = block_motion.Counts(*(getattr(self, f"motion_{name}").numpy() for name in block_motion.Counts._fields))
+        return Tables(motion, self.often.numpy())
 
     def start(self, fmt: Format, side: Side) -> TxState | RxState:
         if side == "tx":
@@ -245,7 +245,7 @@ class DvstSmall(System):
         return streams, state, aux
 
     def _side(self, run: Sequence[Coded]) -> bytes:
-        return encode_run([(coded.vectors.numpy(), coded.classes.numpy()) for coded in run], self.tables)
+        return encode_run([(coded.motion, coded.classes.numpy()) for coded in run], self.tables)
 
     def encode_group(
         self, frames: Tensor, reference: Tensor, uses: int, told: int, rate: SideRate, state: TxState
@@ -287,8 +287,8 @@ class DvstSmall(System):
     ) -> Coded:
         """One P-frame (3, H, W) at a price, against the transmitter's own reference."""
         bit_price = self.code.bit_price(price, rate.bits_per_use)
-        vectors = block_motion.estimate(frame, reference, before.vectors if before else None, bit_price)
-        context = block_motion.compensate(reference[None], vectors[None])
+        motion = block_motion.estimate(frame, reference, before.motion if before else None, bit_price)
+        context = block_motion.compensate(reference[None], motion.field()[None])
         with torch.autocast("cpu", enabled=False):
             difference = frame[None] - context
             y = self.code.blocks.analyse(difference)
@@ -305,7 +305,7 @@ class DvstSmall(System):
         amplitude = torch.ones(len(plan.uses))
         conditions = self._conditions(float(told), price, classes[None])
         x_check = self._reconstruct(context, symbols, noise, amplitude, classes[None], plan, conditions)
-        return Coded(vectors, classes, symbols, difference[0], x_check[0].clamp(0, 1), price)
+        return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price)
 
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
@@ -317,10 +317,10 @@ class DvstSmall(System):
         samples = []
         for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)}):
             reference = frames[index - 1] + error
-            vectors = block_motion.estimate(frames[index], reference, bit_price=0.02)
-            context = block_motion.compensate(reference[None], vectors[None])
+            motion = block_motion.estimate(frames[index], reference, bit_price=0.02)
+            context = block_motion.compensate(reference[None], motion.field()[None])
             rows = self.code.blocks.analyse(frames[index][None] - context)[0].flatten(1).T
-            bits = block_motion.bits_of(vectors.numpy(), self.flags.numpy(), self.motion.numpy())
+            bits = block_motion.bits_of(motion, self.tables.motion)
             samples.append((rows, self.code.blocks.energies(rows), bits))
         return samples
 
@@ -448,7 +448,7 @@ class DvstSmall(System):
             return None
         at, frames = head.first, []
         x, noise_var = air
-        for price, (vectors, classes) in zip(head.prices, side, strict=True):
+        for price, (motion, classes) in zip(head.prices, side, strict=True):
             classes_ = torch.from_numpy(classes)[None]
             plan = self.code.plan_at(classes_.flatten(), price, head.told)
             uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
@@ -459,7 +459,7 @@ class DvstSmall(System):
             noise = noise_var[:, at : at + uses].repeat_interleave(2, 1).flatten()
             at += uses
             measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
-            context = block_motion.compensate(reference, torch.from_numpy(vectors)[None])
+            context = block_motion.compensate(reference, motion.field()[None])
             conditions = self._conditions(measured_db, price, classes_)
             amplitude = torch.full((len(plan.uses),), head.amplitude)
             reference = self._reconstruct(context, values, noise, amplitude, classes_, plan, conditions)
