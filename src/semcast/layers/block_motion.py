@@ -32,7 +32,8 @@ class Motion(NamedTuple):
 
     Attributes:
         base: (h, w, 2) int64 vectors, which predict their neighbours. split: (h, w) bool. quarters: (h, w, 4, 2) int64
-            vectors of the four 8x8 blocks of a block, upper left, upper right, lower left, lower right; the base where it is not split.
+            vectors of the four 8x8 blocks of a block, upper left, upper right, lower left, lower right; the base where it is
+            not split.
     """
 
     base: np.ndarray

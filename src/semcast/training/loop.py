@@ -188,7 +188,10 @@ def train(
             link = links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
             low, high = stage.snr_db
             cbr = rng.choice(stage.cbr)
-            link.set(snr_db=low + (high - low) * torch.rand(frames.shape[0], generator=noise), cbr=cbr)
+            snr_db = low + (high - low) * torch.rand(frames.shape[0], generator=noise)
+            if stage.snr_step_db:
+                snr_db = (snr_db / stage.snr_step_db).round() * stage.snr_step_db
+            link.set(snr_db=snr_db, cbr=cbr)
             for group in optimiser.param_groups:
                 group["lr"] = group["scale"] * _learning_rate(stage, at)
             with accelerator.autocast():

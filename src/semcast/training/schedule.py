@@ -19,7 +19,8 @@ class Stage(BaseModel):
     Attributes:
         name: for the log. steps: optimiser steps. batch, size, frames: examples, side of the crops in pixels, frames of a crop.
         lr, lr_end, warmup: learning rate, its end after a cosine, and steps of linear warm-up.
-        snr_db: range that an SNR is drawn from, per example. cbr: rates that one is drawn from, per batch.
+        snr_db: range that an SNR is drawn from, per example, in multiples of ``snr_step_db`` where that is given: a link that
+            has to adapt packets afresh for every SNR takes its time. cbr: rates that one is drawn from, per batch.
         channels: channel specifications and the shares of batches that they get. goal: what the loss serves.
         options: what only this system's loss reads.
     """
@@ -37,6 +38,7 @@ class Stage(BaseModel):
     lr_end: float = Field(1e-5, ge=0)
     warmup: int = Field(200, ge=0)
     snr_db: tuple[float, float] = (-2.0, 20.0)
+    snr_step_db: float = Field(0.0, ge=0)
     cbr: tuple[float, ...] = (1 / 12,)
     channels: dict[str, float] = {"awgn": 1.0}
     goal: str = "watch"

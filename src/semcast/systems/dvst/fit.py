@@ -18,7 +18,7 @@ from semcast.types import Format, Step
 
 ROUNDS = 3
 SNR_DB = (0.0, 2.0, 6.0, 10.0, 10.0, 14.0, 18.0)
-CBR = (0.006, 0.012, 0.02, 0.03, 0.05)
+CBR = (0.01, 0.015, 0.02, 0.03, 0.05)
 
 
 class Counter:
