@@ -26,6 +26,7 @@ from semcast.layers.block_classes import BLOCK, DIMS, decode_classes, encode_cla
 from semcast.layers.block_code import BlockCode, joined
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
+from semcast.layers.spread import despread, spread
 from semcast.systems.base import Side, System
 from semcast.types import (
     Analog,
@@ -153,7 +154,7 @@ class NtsccSmall(System):
             with torch.no_grad():
                 return self.encode(step, state, csi, budget, generator=generator)
         frames = pad_to(step.frames.flatten(0, 1), BLOCK)
-        told = csi.snr_db.clamp(-60, 60).round()
+        told = csi.spread_snr_db.clamp(-60, 60).round()
         mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
         with torch.autocast("cpu", enabled=False):
             y = self.code.blocks.analyse(frames)
@@ -178,7 +179,7 @@ class NtsccSmall(System):
             rows = y.flatten(2).movedim(1, -1).flatten(0, 1)
             symbols = self.code.modulate(rows, classes.flatten(), joined(plans)).reshape(len(y), -1)
         amplitude = symbols.square().mean(1).clamp_min(1e-9).rsqrt()
-        latent = Analog(as_complex(symbols))
+        latent = Analog(spread(as_complex(symbols)))
         if self.training:
             # What the packet would tell, as numbers.
             proxy = torch.cat([told[:, None], amplitude[:, None], classes.flatten(1).to(symbols)], 1)
@@ -192,11 +193,11 @@ class NtsccSmall(System):
     @torch.no_grad()
     def price(self, frames: Tensor, csi: Csi, budget: Budget) -> int:
         """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes this budget, about."""
-        told = float(csi.snr_db.mean().round())
+        told = float(csi.spread_snr_db.mean().round())
         y = self.code.blocks.analyse(pad_to(frames, BLOCK))[0]
         likely = self.code.blocks.classify(y[None])[0]
         size = round(self.code.blocks.class_bits(likely.numpy()) * 0.8 / 8)
-        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(told)))
+        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
         return self.code.allocate(likely.flatten(), max(uses, 32), told).price
 
     # -- receiver --------------------------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ class NtsccSmall(System):
         plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
         if any(int(plan.uses.sum()) != 2 * uses for plan in plans):
             return None
-        x, noise_var = rx.equalised()
+        x, noise_var = despread(rx)
         # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
         values, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
         with torch.autocast("cpu", enabled=False):
