@@ -72,7 +72,6 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
                     counter.add(run)
         if turn < ROUNDS - 1:
             system.code.fit(torch.stack(differences), 12)
-            system.g_s.linear.weight.copy_(system.code.blocks.basis.T[:, :, None, None])
         if turn:
             counter.store(system)
 

@@ -84,20 +84,18 @@ class SmallConfig:
 
 
 class Synthesis(nn.Module):
-    """g_s: estimates of coefficients and the context picture -> picture."""
+    """g_s: the coded difference and the context picture -> picture."""
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
         fine = config.fine_width
         self.embed = nn.Embedding(config.classes, 4 * config.embedding)
-        self.linear = nn.Conv2d(config.latents, DIMS, 1, bias=False)
         self.look = nn.Conv2d(2 * DIMS // 4 + config.embedding, fine, 1)
         self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
         self.head = zero_conv(fine, DIMS // 4)
 
-    def forward(self, y_hat: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        """y_hat (B, L, h, w), context (B, 3, 16 h, 16 w), classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
-        difference = F.pixel_shuffle(self.linear(y_hat).float(), BLOCK)
+    def forward(self, difference: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+        """Difference and context, both (B, 3, 16 h, 16 w), and classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
         before = F.pixel_unshuffle(context, BLOCK // 2)
         halves = before + F.pixel_unshuffle(difference, BLOCK // 2)
         told = F.pixel_shuffle(self.embed(classes).movedim(-1, 1), 2)
@@ -410,8 +408,8 @@ class DvstSmall(System):
         batch, h, w = classes.shape
         with torch.autocast("cpu", enabled=False):
             y_hat = self.code.demodulate(values[:total], noise[:total], amplitude, classes.flatten(), plan)
-        y_hat = y_hat.reshape(batch, h, w, -1).movedim(-1, 1)
-        picture: Tensor = self.g_s(y_hat, context, classes, conditions)
+            difference = self.code.blocks.synthesise(y_hat.reshape(batch, h, w, -1).movedim(-1, 1))
+        picture: Tensor = self.g_s(difference, context, classes, conditions)
         return picture
 
     def _conditions(self, snr_db: float, price: int, classes: Tensor) -> Conditions:
@@ -486,15 +484,10 @@ class DvstSmall(System):
     # -- training --------------------------------------------------------------------------------------------------------
 
     def initialise(self, clips: Tensor) -> None:
-        """Start as the closed-form code, fitted to clips (N, t, 3, H, W): statistics of differences, tables, inverse KLT."""
+        """Start as the closed-form code, fitted to clips (N, t, 3, H, W): statistics of differences, and tables."""
         from semcast.systems.dvst.fit import fit
 
         fit(self, clips)
-        with torch.no_grad():
-            self.g_s.linear.weight.copy_(self.code.blocks.basis.T[:, :, None, None])
-
-    def lr_scale(self, parameter: str) -> float:
-        return 0.1 if "linear" in parameter else 1.0
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over P-frames of MSE^p (eq. 24, the rate being met exactly): gradients pass from frame to frame of a group.
