@@ -154,7 +154,7 @@ def train(
         initialise = getattr(system, "initialise", None)
         if initialise is not None:
             draws = iter(CropSampler(kept, first.size, first.frames, 16, schedule.seed + 17, first.min_scale))
-            clips = torch.cat([next(draws) for _ in range(60 // min(first.frames, 4))])
+            clips = torch.cat([next(draws) for _ in range(60 if first.frames == 1 else 30 // first.frames)])
             initialise(clips if first.frames > 1 else clips[:, 0])
     held_crops = next(iter(CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
 

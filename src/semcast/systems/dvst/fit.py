@@ -93,7 +93,7 @@ def _key(system: DvstSmall, clip: Tensor, link: Link, share: float | None) -> tu
 
 def _first_difference(system: DvstSmall, clip: Tensor, link: Link, rng: random.Random) -> Tensor:
     reference, *_ = _key(system, clip, link, rng.uniform(0.3, 0.7))
-    motion = block_motion.estimate(clip[1], reference, bit_price=0.02)
+    motion = block_motion.estimate(clip[1], reference, system.tables.motion, bit_price=0.02)
     return clip[1] - block_motion.compensate(reference[None], motion.field()[None])[0]
 
 
