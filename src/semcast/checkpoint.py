@@ -1,5 +1,7 @@
 """A checkpoint is a folder: config.json + model.safetensors (fp16) + card.json.
 
+It belongs to a system, or to a task model of the receiver's: a module that has ``name``, ``preset`` and ``config``.
+
 The card says what the weights were trained on, under which licence, with which seed and schedule, and which numbers they must
 reproduce. Nothing is pickled.
 """
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from semcast.errors import UnknownNameError, WeightsError
 from semcast.systems import SYSTEMS
@@ -29,19 +32,19 @@ def weights_id(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-def shipped(system: str, preset: str) -> Path | None:
+def shipped(name: str, preset: str) -> Path | None:
     """The folder of the checkpoint that comes with the package, or None."""
-    folder = Path(str(resources.files("semcast"))) / "weights" / f"{system}-{preset}"
+    folder = Path(str(resources.files("semcast"))) / "weights" / f"{name}-{preset}"
     return folder if (folder / "model.safetensors").is_file() else None
 
 
-def _config(system: System) -> dict[str, Any]:
+def _config(system: nn.Module) -> dict[str, Any]:
     config = getattr(system, "config", None)
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
     return {"system": system.name, "preset": system.preset, "config": values}
 
 
-def save(system: System, folder: str | Path, card: dict[str, Any], *, state: dict[str, torch.Tensor] | None = None) -> Path:
+def save(system: nn.Module, folder: str | Path, card: dict[str, Any], *, state: dict[str, torch.Tensor] | None = None) -> Path:
     """Write a checkpoint; floating-point tensors are stored as fp16.
 
     Args:
@@ -66,11 +69,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def load(system: System, folder: str | Path) -> str:
+def load(system: nn.Module, folder: str | Path) -> str:
     """Load a checkpoint into ``system`` and return its :func:`weights_id`.
 
     Raises:
-        WeightsError: the folder is no checkpoint, is damaged, or belongs to another system, preset or configuration.
+        WeightsError: the folder is no checkpoint, is damaged, or belongs to something else, another preset or configuration.
     """
     source = Path(folder)
     missing = [name for name in FILES[:2] if not (source / name).is_file()]
