@@ -112,9 +112,11 @@ def train(
 
 
 def _presets(name: str) -> tuple[str, ...]:
-    """Of a system or a task model that can be trained."""
+    """Presets of a system or a task model that can be trained."""
     if name in TASK_MODELS:
         return TASK_MODELS.get(name).presets
+    if name not in SYSTEMS:
+        raise UnknownNameError("system or task model", name, [*SYSTEMS, *TASK_MODELS])
     spec = SYSTEMS.get(name)
     if not spec.trained:
         raise InputError(f"{name} has nothing to train; it works as it is")
@@ -126,11 +128,14 @@ def _work(
 ) -> tuple[Work, tuple[str, ...], str]:
     """What is to be trained, with the data read; the parts of the data folder, and in words what was found there."""
     if name in TASK_MODELS:
+        from semcast.goals.segmenter import Segmenter
         from semcast.training.labelled import load_labelled
         from semcast.training.segmenter import SegmenterWork
 
         labelled = load_labelled(data, parts=schedule.parts, progress=progress)
-        work = SegmenterWork(TASK_MODELS.get(name).make(preset), labelled, schedule)
+        model = TASK_MODELS.get(name).make(preset)
+        assert isinstance(model, Segmenter)
+        work = SegmenterWork(model, labelled, schedule)
         return work, labelled.sources, f"{len(labelled.pictures)} labelled pictures, {labelled.megabytes:.0f} MB,"
     system = SYSTEMS.get(name).make(preset, "strong")
     system.name, system.preset = name, preset

@@ -78,12 +78,14 @@ def dissimilarity(ours: Tensor, theirs: Tensor) -> Tensor:
         ours: (B, C, h, w). theirs: (B, C', h', w'); brought to the other's grid, every other place of which is looked at.
     """
     theirs = F.interpolate(theirs, ours.shape[-2:], mode="bilinear", align_corners=False)
-    alike = []
-    for features in (ours, theirs):
-        places = features[..., ::2, ::2].movedim(1, -1).flatten(0, 2)
-        places = F.normalize(places - places.mean(0, keepdim=True), dim=1)
-        alike.append(places @ places.T)
-    return F.mse_loss(*alike)
+    return F.mse_loss(_alike(ours), _alike(theirs))
+
+
+def _alike(features: Tensor) -> Tensor:
+    """(B, C, h, w) -> (P, P) cosine similarities of P places, about their mean."""
+    places = features[..., ::2, ::2].movedim(1, -1).flatten(0, 2)
+    places = F.normalize(places - places.mean(0, keepdim=True), dim=1)
+    return places @ places.T
 
 
 class SegmenterWork(Work):
