@@ -42,8 +42,8 @@ class LabelledCorpus:
 
     def take(self, indices: list[int]) -> LabelledCorpus:
         """The examples with these indices."""
-        pictures, labels, names = ([held[i] for i in indices] for held in (self.pictures, self.labels, self.names))
-        return LabelledCorpus(pictures, labels, names, self.sources)
+        pictures, labels = ([held[i] for i in indices] for held in (self.pictures, self.labels))
+        return LabelledCorpus(pictures, labels, [self.names[i] for i in indices], self.sources)
 
     def split(self) -> tuple[LabelledCorpus, LabelledCorpus]:
         """What to train on, and what is held out: the last 8 % of every drive, so that neighbours in time stay together."""
