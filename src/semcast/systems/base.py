@@ -26,7 +26,8 @@ class SystemSpec:
 
     Attributes:
         name: public name. summary: one line. paper: citation, or "" for what is no paper's.
-        kind: "digital", "analog" or "hybrid". goals: names of goals it serves. presets: the first is the default.
+        kind: "digital", "analog" or "hybrid". goals: names of goals it serves: who delivers frames serves all
+            that read frames. presets: the first is the default.
         make: (preset, condition name) -> System, with fresh weights where it has any.
         trained: whether it has weights that must be loaded before it is of use. picture: codes every frame on its own.
     """
@@ -36,7 +37,7 @@ class SystemSpec:
     kind: Literal["digital", "analog", "hybrid"]
     make: Callable[[str, str], System]
     paper: str = ""
-    goals: tuple[str, ...] = ("watch",)
+    goals: tuple[str, ...] = ("watch", "segment")
     presets: tuple[str, ...] = ("default",)
     trained: bool = False
     picture: bool = False
