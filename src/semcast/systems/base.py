@@ -51,6 +51,7 @@ class System(nn.Module, ABC):
         modem_kind: "ldpc" (the link's physical layer as asked for) or "capacity" (the ideal bound).
         key_name: "system:preset" of the system that it holds in the attribute ``key`` for key frames, whose weights stand in a
             checkpoint of their own; "" for none, or one whose weights are part of its own checkpoint.
+        batched: whether training takes several examples at a time.
         free_streams: names of streams that the paper gets for free; only honoured under ``assumed_free=True``.
     """
 
@@ -59,6 +60,7 @@ class System(nn.Module, ABC):
     frames_per_step: int = 1
     modem_kind: Literal["ldpc", "capacity"] = "ldpc"
     key_name: str = ""
+    batched: bool = True
     free_streams: frozenset[str] = frozenset()
 
     @abstractmethod

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semcast.errors import BudgetError
 from semcast.layers import block_motion
 from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
 from semcast.systems.dvst.small import Coded, DvstSmall, SideRate, TxState
@@ -62,10 +63,13 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
         rng = random.Random(seed + turn)
         for clip in clips:
             csi, budget = _granted(clip, rng.choice(SNR_DB), rng.choice(CBR))
-            if turn == 0:
-                differences.append(_first_difference(system, clip, csi, budget, rng))
+            try:
+                runs = [] if turn == 0 else _runs(system, clip, csi, budget)
+                if turn == 0:
+                    differences.append(_first_difference(system, clip, csi, budget, rng))
+            except BudgetError:  # too little for a key frame of so small a clip
                 continue
-            for run in _runs(system, clip, csi, budget):
+            for run in runs:
                 differences += [coded.difference for coded in run]
                 if run:
                     counter.add(run)

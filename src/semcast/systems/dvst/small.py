@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semcast.errors import BudgetError
+from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
 from semcast.layers.block_classes import BLOCK, DIMS
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
@@ -191,6 +191,7 @@ class DvstSmall(System):
     name = "dvst"
     preset = "small"
     key_name = "ntscc:small"
+    batched = False
 
     def __init__(self, config: SmallConfig, key: System, gop: int) -> None:
         super().__init__()
@@ -229,6 +230,8 @@ class DvstSmall(System):
     def encode(
         self, step: Step, state: TxState, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, TxState, Aux]:
+        if len(step.frames) > 1:
+            raise ContractError(f"dvst:small takes one clip at a time, in training as well; got {len(step.frames)}")
         frames = pad_to(step.frames[0], BLOCK)
         told = round(max(-60.0, min(60.0, float(csi.spread_snr_db.mean()))))
         count = len(frames)
