@@ -11,6 +11,7 @@ log v, i.e. with the entropy of the coefficient, as k = eta * -log P of nonlinea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from semcast.layers.block_classes import BlockClasses
-from semcast.layers.expansion import LOW_DB, MAX_USES, Expansion
+from semcast.layers.expansion import LOW_DB, MAX_USES, REACH, Expansion
 
 STEPS_PER_DB = 4
 """Variances, prices and powers count in quarters of a decibel."""
@@ -136,8 +137,7 @@ class BlockCode(nn.Module):
         energies = self.blocks.energies(rows)
         likely = self.blocks.weigh(energies, rows, 1 / variance, variance.log().sum(1)).argmin(1)
         plan = self.allocate(likely, uses, snr_db)
-        weight, bias = self._costs(plan.price, plan.told)
-        cost = self.blocks.weigh(energies, rows, weight, bias).reshape(h, w, -1)
+        cost = self._block_costs(rows, energies, plan.price, plan.told).reshape(h, w, -1)
         priced = _lengths(self.blocks.frequencies) * self.bit_price(plan.price, bits_per_use)
         return refine(cost, priced, likely.reshape(h, w))
 
@@ -154,8 +154,8 @@ class BlockCode(nn.Module):
     ) -> Tensor:
         """The same at a given price instead of a number of uses, under the caller's table and contexts (:func:`refine`)."""
         rows = coefficients.flatten(1).T
-        weight, bias = self._costs(price, self.told_index(snr_db))
-        cost = self.blocks.scores(rows, weight, bias).reshape(*coefficients.shape[1:], -1)
+        energies = self.blocks.energies(rows)
+        cost = self._block_costs(rows, energies, price, self.told_index(snr_db)).reshape(*coefficients.shape[1:], -1)
         priced = _lengths(table) * self.bit_price(price, bits_per_use)
         start = (cost + priced.mean(0)).argmin(-1)
         return refine(cost, priced, start, context, earlier)
@@ -164,9 +164,9 @@ class BlockCode(nn.Module):
     def demand(self, rows: Tensor, energies: Tensor, price: int, snr_db: float, bits_per_use: float) -> tuple[float, float]:
         """Real channel uses and bits of classes that blocks (N, L) would take at a price, about."""
         told = self.told_index(snr_db)
-        weight, bias = self._costs(price, told)
+        cost = self._block_costs(rows, energies, price, told)
         bits = _lengths(self.blocks.frequencies.double().sum(0, keepdim=True))[0]
-        classes = (self.blocks.weigh(energies, rows, weight, bias) + 0.6 * self.bit_price(price, bits_per_use) * bits).argmin(1)
+        classes = (cost + 0.6 * self.bit_price(price, bits_per_use) * bits).argmin(1)
         uses = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum((1, 2))
         return float(uses[classes].sum()), 0.6 * float(bits[classes].sum())
 
@@ -186,6 +186,20 @@ class BlockCode(nn.Module):
     def bit_price(price: int, bits_per_use: float) -> float:
         """What a bit of side information costs at a price of a use, in squared pixel values."""
         return 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
+
+    def _block_costs(self, rows: Tensor, energies: Tensor, price: int, told: int) -> Tensor:
+        """Distortion plus priced uses and power of blocks (N, L) in every class: (N, C)."""
+        weight, bias = self._costs(price, told)
+        cost = self.blocks.weigh(energies, rows, weight, bias)
+        # A curve has ends: what lies beyond them is lost, however many uses it gets.
+        M = self.blocks.rotated
+        curved = ((self.levels[:, :M].long() - self.thresholds[told, 1]) >= price).any(0).nonzero().flatten()
+        if len(curved):
+            bent = (self.levels[:, curved].long() - self.thresholds[told, 1]) >= price
+            ends = torch.where(bent, REACH * self.blocks.std[:, curved], torch.inf)
+            beyond = (energies[:, :, curved].sqrt() - ends[:, None]).clamp_min_(0)
+            cost = cost + beyond.square().sum(-1).T
+        return cost
 
     def _costs(self, price_steps: int, told: int) -> tuple[Tensor, Tensor]:
         """Weights (C, L) of squared coefficients and biases (C,) whose sum is distortion plus priced uses and power."""
@@ -207,6 +221,20 @@ class BlockCode(nn.Module):
         error = torch.where(m == 1, variance * (gain.reciprocal() - gain.reciprocal().square()), variance / gain)
         bias = (sent * (error + (price - theta) * m)).sum(1)
         return weight, bias
+
+    def tightened(self, plan: Plan, decibels: int) -> Plan:
+        """The plan for symbols that will be scaled by so many decibels: on the curves of the SNR that this leaves."""
+        return plan._replace(curve=(plan.curve + decibels).clamp(0, len(self.expansion.gain_db) - 1))
+
+    def excess(self, rows: Tensor, classes: Tensor, plan: Plan) -> int:
+        """Decibels, 0 or less, that symbols of these blocks have to be scaled by, because their power exceeds the plan's.
+
+        Values are rarer but larger than their class says; on curves for an SNR that is not reached, they would be mistaken.
+        """
+        if not int(plan.uses.sum()):
+            return 0
+        power = float(self.modulate(rows, classes, plan).square().mean())
+        return max(-20, min(0, math.floor(0.5 - 10 * math.log10(max(power, 1e-9)))))
 
     # -- symbols ---------------------------------------------------------------------------------------------------------
 

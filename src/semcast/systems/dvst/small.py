@@ -131,7 +131,8 @@ class Coded(NamedTuple):
 
     Attributes:
         motion: of its blocks. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
-            coded. reference: (3, H, W) without noise, x_check. price: of a use, in quarter decibels.
+            coded. reference: (3, H, W) without noise, x_check. price: of a use, in quarter decibels. shift:
+            decibels that the curves are tightened by.
     """
 
     motion: Motion
@@ -140,15 +141,18 @@ class Coded(NamedTuple):
     difference: Tensor
     reference: Tensor
     price: int
+    shift: int
 
 
 class Run(NamedTuple):
-    """Head of a packet of side information: told SNR in dB, amplitude of the symbols, which one is the first, prices."""
+    """Head of a packet of side information: told SNR in dB, amplitude of the symbols, which one is the first; and of every
+    frame the price and the decibels that its curves are tightened by."""
 
     told: int
     amplitude: float
     first: int
     prices: list[int]
+    shifts: list[int]
 
 
 _HEAD = "<bHH"  # told SNR in dB, gain in hundredths of a dB from -100 dB, first symbol in units of UNIT
@@ -164,18 +168,21 @@ def pack_run(run: Run) -> bytes:
     """The head as bytes; the number of prices is what remains to be known, and follows from the packet's place."""
     gain = max(0, min(65535, round(100 * (20 * math.log10(max(run.amplitude, 1e-5)) + 100))))
     return struct.pack(_HEAD, max(-60, min(60, run.told)), gain, run.first // UNIT) + struct.pack(
-        f"{len(run.prices)}b", *run.prices
+        f"{2 * len(run.prices)}b", *run.prices, *run.shifts
     )
 
 
 def unpack_run(data: bytes, count: int) -> tuple[Run, bytes] | None:
     """Head and the rest of a packet of ``count`` frames, or None."""
     size = struct.calcsize(_HEAD)
-    if len(data) < size + count:
+    if len(data) < size + 2 * count:
         return None
     told, gain, first = struct.unpack_from(_HEAD, data)
-    prices = list(struct.unpack_from(f"{count}b", data, size))
-    return Run(told, 10 ** ((gain / 100 - 100) / 20), first * UNIT, prices), data[size + count :]
+    numbers = struct.unpack_from(f"{2 * count}b", data, size)
+    run = Run(told, 10 ** ((gain / 100 - 100) / 20), first * UNIT, list(numbers[:count]), list(numbers[count:]))
+    return run, data[size + 2 * count :]
+        size + 2 * count :
+    ]
 
 
 class DvstSmall(System):
@@ -255,7 +262,7 @@ class DvstSmall(System):
         amplitude = float(symbols.square().mean().clamp_min(1e-9).rsqrt()) if len(symbols) else 1.0
         packets, at = [], 0
         for run in runs:
-            head = Run(told, amplitude, at, [coded.price for coded in run])
+            head = Run(told, amplitude, at, [coded.price for coded in run], [coded.shift for coded in run])
             at += sum(len(coded.symbols) for coded in run) // 2
             packets.append(Packet(pack_run(head) + self._side(run) if run else b"", mcs=rate.mcs))
         streams["side"] = Digital([packets])
@@ -276,7 +283,7 @@ class DvstSmall(System):
             end = min(begin + self.config.run, count)
             for _ in range(12):
                 run = self._encode_run(frames[begin:end], reference, price, told, rate)
-                used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(len(self._side(run)) + 5 + len(run))
+                used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(len(self._side(run)) + 5 + 2 * len(run))
                 if used <= uses - spent:
                     break
                 price = min(price + 4 * STEPS_PER_DB, 127)
@@ -317,13 +324,16 @@ class DvstSmall(System):
                 y[0], price, told, rate.bits_per_use, self.often, self._context, earlier
             )  # fmt: skip
             plan = self.code.plan_at(classes.flatten(), price, told)
-            symbols = self.code.modulate(y[0].flatten(1).T, classes.flatten(), plan)
+            rows = y[0].flatten(1).T
+            shift = self.code.excess(rows, classes.flatten(), plan)
+            plan = self.code.tightened(plan, shift)
+            symbols = self.code.modulate(rows, classes.flatten(), plan)
         symbols = F.pad(symbols, (0, -len(symbols) % (2 * UNIT)))
         noise = torch.full_like(symbols, 10 ** (-told / 10))
         amplitude = torch.ones(len(plan.uses))
         conditions = self._conditions(float(told), price, classes[None])
         x_check = self._reconstruct(context, symbols, noise, amplitude, classes[None], plan, conditions)
-        return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price)
+        return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price, shift)
 
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
@@ -468,9 +478,9 @@ class DvstSmall(System):
             return None
         at, frames = head.first, []
         x, noise_var = air
-        for price, (motion, classes) in zip(head.prices, side, strict=True):
+        for price, shift, (motion, classes) in zip(head.prices, head.shifts, side, strict=True):
             classes_ = torch.from_numpy(classes)[None]
-            plan = self.code.plan_at(classes_.flatten(), price, head.told)
+            plan = self.code.tightened(self.code.plan_at(classes_.flatten(), price, head.told), shift)
             uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
             if at + uses > x.shape[1]:
                 return None

@@ -99,7 +99,7 @@ class State(NamedTuple):
     last: Tensor | None = None
 
 
-_HEAD = "<bH"  # told SNR in dB, gain in hundredths of a dB from -100 dB
+_HEAD = "<bbH"  # told SNR in dB, by how many dB curves are tightened, gain in hundredths of a dB from -100 dB
 
 
 class NtsccSmall(System):
@@ -148,19 +148,22 @@ class NtsccSmall(System):
             uses = maps[0].numel() // 16 + 1
         plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(maps, told.tolist(), strict=True)]
         with torch.autocast("cpu", enabled=False):
-            rows = y.flatten(2).movedim(1, -1).flatten(0, 1)
-            symbols = self.code.modulate(rows, classes.flatten(), joined(plans)).reshape(len(y), -1)
+            blocks = y.flatten(2).movedim(1, -1)
+            shift = [self.code.excess(one, own.flatten(), plan) for one, own, plan in zip(blocks, maps, plans, strict=True)]
+            plans = [self.code.tightened(plan, by) for plan, by in zip(plans, shift, strict=True)]
+            symbols = self.code.modulate(blocks.flatten(0, 1), classes.flatten(), joined(plans)).reshape(len(y), -1)
         amplitude = symbols.square().mean(1).clamp_min(1e-9).rsqrt()
         latent = Analog(spread(as_complex(symbols)))
         if self.training:
             # What the packet would tell, as numbers.
-            proxy = torch.cat([told[:, None], amplitude[:, None], classes.flatten(1).to(symbols)], 1)
+            head = torch.stack([told, torch.tensor(shift).to(told), amplitude], 1)
+            proxy = torch.cat([head, classes.flatten(1).to(symbols)], 1)
             bits = torch.tensor([[8.0 * size] for size in sizes])
             payload: Payload = {"hyperprior": Digital(proxy=proxy[:, None], est_bits=bits), "latent": latent}
             return payload, state, {"reference_mse": reference_mse(csi.snr_db, state.fmt.cbr)}
         gain = round(100 * (20 * math.log10(float(amplitude[0])) + 100))
-        head = struct.pack(_HEAD, int(told[0]), gain)
-        return {"hyperprior": Digital([[Packet(head + sides[0], mcs=mcs)]]), "latent": latent}, state, {}
+        data = struct.pack(_HEAD, int(told[0]), shift[0], gain) + sides[0]
+        return {"hyperprior": Digital([[Packet(data, mcs=mcs)]]), "latent": latent}, state, {}
 
     @torch.no_grad()
     def price(self, frames: Tensor, csi: Csi, budget: Budget) -> int:
@@ -196,17 +199,18 @@ class NtsccSmall(System):
         uses = rx.y.shape[1]
         if isinstance(side, RxProxy):
             numbers = side.proxy[:, 0]
-            told, amplitude = numbers[:, 0], torch.where(side.arrived[:, 0], numbers[:, 1], 1.0)
-            classes = numbers[:, 2:].detach().round().long().reshape(-1, h, w)
+            told, shift, amplitude = numbers[:, 0], numbers[:, 1], torch.where(side.arrived[:, 0], numbers[:, 2], 1.0)
+            classes = numbers[:, 3:].detach().round().long().reshape(-1, h, w)
         else:
             assert isinstance(side, list)
             parsed = parse(side[0][0], h, w, self.code.blocks.frequencies.numpy())
             if parsed is None:
                 return None
-            told, amplitude, classes = torch.tensor([parsed[0]]), torch.tensor([parsed[1]]), parsed[2]
+            (told, shift, amplitude), classes = torch.tensor([parsed[:3]]).T, parsed[3]
         plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
         if any(int(plan.uses.sum()) != 2 * uses for plan in plans):
             return None
+        plans = [self.code.tightened(plan, round(by)) for plan, by in zip(plans, shift.tolist(), strict=True)]
         x, noise_var = despread(rx)
         # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
         values, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
@@ -250,16 +254,16 @@ class NtsccSmall(System):
         return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
 
 
-def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[float, float, Tensor] | None:
-    """Told SNR in dB, amplitude and classes (1, h, w) from a packet; None where it was lost or is damaged."""
+def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
+    """Told SNR in dB, tightening in dB, amplitude and classes (1, h, w) from a packet; None where it was lost or is damaged."""
     size = struct.calcsize(_HEAD)
     if data is None or len(data) < size:
         return None
-    told, gain = struct.unpack_from(_HEAD, data)
+    told, shift, gain = struct.unpack_from(_HEAD, data)
     classes = decode_classes(data[size:], h, w, frequencies)
     if classes is None:
         return None
-    return float(told), 10 ** ((gain / 100 - 100) / 20), torch.from_numpy(classes)[None]
+    return float(told), float(shift), 10 ** ((gain / 100 - 100) / 20), torch.from_numpy(classes)[None]
 
 
 def _bits_per_use(budget: Budget, mcs: str | None) -> float:
