@@ -57,7 +57,7 @@ def distortion(curve: Tensor, snr_db: float, samples: int, generator: torch.Gene
     one = normalised(curve)
     symbols = follow(one.expand(samples, -1, -1), x)
     y = symbols + math.sqrt(noise) * torch.randn(symbols.shape, generator=generator)
-    return (estimate(one, y, torch.full((samples,), noise))[0] - x).square().mean()
+    return (estimate(one, y, torch.full_like(y, noise))[0] - x).square().mean()
 
 
 def optimise(curve: Tensor, snr_db: float, steps: int) -> tuple[Tensor, float]:

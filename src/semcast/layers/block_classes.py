@@ -79,6 +79,11 @@ class BlockClasses(nn.Module):
         blocks = F.pixel_unshuffle(frames, BLOCK) - self.mean[:, None, None]
         return F.conv2d(blocks, self.basis[:, :, None, None])
 
+    def synthesise(self, coefficients: Tensor) -> Tensor:
+        """The inverse of :meth:`analyse` but for what the basis leaves out: (N, L, h, w) -> (N, 3, 16 h, 16 w)."""
+        blocks = F.conv2d(coefficients, self.basis.T[:, :, None, None]) + self.mean[:, None, None]
+        return F.pixel_shuffle(blocks, BLOCK)
+
     def classify(self, coefficients: Tensor) -> Tensor:
         """(N, L, h, w) -> (N, h, w) int64, the likeliest class."""
         if self.classes == 1:

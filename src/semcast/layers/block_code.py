@@ -229,7 +229,7 @@ class BlockCode(nn.Module):
         scale = amplitude[:, None] * plan.power.sqrt()
         for _, where, place in _places(plan):
             by = scale[where]
-            noise = noise_var[place].mean(1) / by.square()
+            noise = noise_var[place] / by.square()[:, None]
             z = z.masked_scatter(where, self.expansion.decode(y[place] / by[:, None], noise, plan.curve[where]))
         return self.blocks.rotate(z * self.blocks.std[classes], classes, back=True)
 

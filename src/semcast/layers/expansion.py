@@ -64,30 +64,32 @@ def estimate(curve: Tensor, y: Tensor, noise_var: Tensor, slope: bool = False) -
     """Posterior mean (N,) of the source, and where ``slope`` its derivative by what was received (N, m), else None.
 
     Args:
-        curve: (NODES, m). y: (N, m) received. noise_var: (N,) noise power per real use.
+        curve: (NODES, m). y: (N, m) received. noise_var: (N, m) noise power of every real use.
 
     Every segment is taken as a straight line with a uniform prior: a truncated Gaussian along it, its moments approximated by
-    those of the projection clamped to the segment.
+    those of the projection clamped to the segment. Uses that faded weigh less.
     """
-    noise = noise_var.clamp_min(LEAST_NOISE)[:, None]
+    sure = noise_var.clamp_min(LEAST_NOISE).reciprocal()
     start, step = curve[:-1], curve.diff(dim=0)
-    length2 = step.square().sum(-1).clamp_min(1e-8)
-    along = (y @ step.T - (start * step).sum(-1)) / length2
+    length2 = (sure @ step.square().T).clamp_min(1e-8)
+    known = sure * y
+    along = (known @ step.T - sure @ (start * step).T) / length2
     t = along.clamp(0, 1)
-    # Squared distance to the start, then to the nearest point.
-    distance2 = y.square().sum(-1, keepdim=True) - 2 * y @ start.T + start.square().sum(-1) + length2 * t * (t - 2 * along)
+    # Squared distance to the start, then to the nearest point, both in units of the noise.
+    distance2 = (known * y).sum(-1, keepdim=True) - 2 * known @ start.T + sure @ start.square().T
+    distance2 = distance2 + length2 * t * (t - 2 * along)
     grid, mass = nodes().to(y), prior().to(y)
     # Short segments hold all of their prior; of long ones the noise picks out a part: N(along) integrates to that.
-    part = (2 * math.pi * noise / length2).clamp_max(1.0).log() / 2
-    weight = torch.softmax(part + mass.log() - distance2 / (2 * noise), -1)
+    part = (2 * math.pi / length2).clamp_max(1.0).log() / 2
+    weight = torch.softmax(part + mass.log() - distance2 / 2, -1)
     points = grid[:-1] + t * grid.diff()
     mean = (weight * points).sum(-1)
     if not slope:
         return mean, None
     # A posterior mean under Gaussian noise moves by cov(source, signal) / noise.
     covered = weight * (points - mean[:, None])
-    within = weight * torch.minimum(noise / length2, length2.new_tensor(1 / 12)) * grid.diff()
-    return mean, (covered @ start + (covered * t + within) @ step) / noise
+    within = weight * length2.reciprocal().clamp_max(1 / 12) * grid.diff()
+    return mean, (covered @ start + (covered * t + within) @ step) * sure
 
 
 class _Posterior(torch.autograd.Function):
@@ -130,10 +132,10 @@ class Expansion(nn.Module):
         return follow(self.curves[snr_index, uses - 2, :, :uses], x)
 
     def decode(self, y: Tensor, noise_var: Tensor, snr_index: Tensor) -> Tensor:
-        """(N, uses) received, noise power per use (N,), curves as in :meth:`encode` -> posterior mean (N,)."""
+        """(N, uses) received, noise power of every use (N, uses), curves as in :meth:`encode` -> posterior mean (N,)."""
         uses = y.shape[1]
         if uses == 1:
-            return y[:, 0] / (1 + noise_var)
+            return y[:, 0] / (1 + noise_var[:, 0])
         mean = torch.zeros_like(y[:, 0])
         for index in snr_index.unique().tolist():
             of = (snr_index == index).nonzero().flatten()

@@ -72,7 +72,6 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
                     counter.add(run)
         if turn < ROUNDS - 1:
             system.code.fit(torch.stack(differences), 12)
-            system.g_s.linear.weight.copy_(system.code.blocks.basis.T[:, :, None, None])
         if turn:
             counter.store(system)
 
@@ -81,7 +80,7 @@ def _key(system: DvstSmall, clip: Tensor, link: Link, share: float | None) -> tu
     """Noise-free I-frame, channel uses that are left, told SNR, rate of side information and state."""
     step = Step(clip[None])
     csi, budget = link.grant(step)
-    told = round(float(csi.snr_db))
+    told = round(float(csi.spread_snr_db))
     fmt = Format(clip.shape[-2], clip.shape[-1], cbr=link.cbr)
     state = TxState(fmt, system.key.start(fmt, "tx"), system.key.start(fmt, "rx"))
     rate = SideRate(budget, budget.robust_mcs(system.config.side_margin_db))

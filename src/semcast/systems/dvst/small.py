@@ -40,6 +40,7 @@ from semcast.layers.side_coder import (
     groups,
     spatial_context,
 )
+from semcast.layers.spread import despread, spread
 from semcast.systems.base import Side, System
 from semcast.types import (
     Analog,
@@ -83,20 +84,18 @@ class SmallConfig:
 
 
 class Synthesis(nn.Module):
-    """g_s: estimates of coefficients and the context picture -> picture."""
+    """g_s: the coded difference and the context picture -> picture."""
 
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
         fine = config.fine_width
         self.embed = nn.Embedding(config.classes, 4 * config.embedding)
-        self.linear = nn.Conv2d(config.latents, DIMS, 1, bias=False)
         self.look = nn.Conv2d(2 * DIMS // 4 + config.embedding, fine, 1)
         self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
         self.head = zero_conv(fine, DIMS // 4)
 
-    def forward(self, y_hat: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        """y_hat (B, L, h, w), context (B, 3, 16 h, 16 w), classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
-        difference = F.pixel_shuffle(self.linear(y_hat).float(), BLOCK)
+    def forward(self, difference: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+        """Difference and context, both (B, 3, 16 h, 16 w), and classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
         before = F.pixel_unshuffle(context, BLOCK // 2)
         halves = before + F.pixel_unshuffle(difference, BLOCK // 2)
         told = F.pixel_shuffle(self.embed(classes).movedim(-1, 1), 2)
@@ -230,7 +229,7 @@ class DvstSmall(System):
         self, step: Step, state: TxState, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, TxState, Aux]:
         frames = pad_to(step.frames[0], BLOCK)
-        told = round(max(-60.0, min(60.0, float(csi.snr_db.mean()))))
+        told = round(max(-60.0, min(60.0, float(csi.spread_snr_db.mean()))))
         count = len(frames)
         rate = SideRate(budget, budget.robust_mcs(self.config.side_margin_db))
         key_uses = self.key_share(frames, budget, csi, told, rate, state)
@@ -256,7 +255,7 @@ class DvstSmall(System):
             at += sum(len(coded.symbols) for coded in run) // 2
             packets.append(Packet(pack_run(head) + self._side(run) if run else b"", mcs=rate.mcs))
         streams["side"] = Digital([packets])
-        streams["latent"] = Analog(as_complex(symbols[None] * (amplitude / math.sqrt(2))))
+        streams["latent"] = Analog(spread(as_complex(symbols[None] * (amplitude / math.sqrt(2)))))
         return streams, state, aux
 
     def _side(self, run: Sequence[Coded]) -> bytes:
@@ -409,8 +408,8 @@ class DvstSmall(System):
         batch, h, w = classes.shape
         with torch.autocast("cpu", enabled=False):
             y_hat = self.code.demodulate(values[:total], noise[:total], amplitude, classes.flatten(), plan)
-        y_hat = y_hat.reshape(batch, h, w, -1).movedim(-1, 1)
-        picture: Tensor = self.g_s(y_hat, context, classes, conditions)
+            difference = self.code.blocks.synthesise(y_hat.reshape(batch, h, w, -1).movedim(-1, 1))
+        picture: Tensor = self.g_s(difference, context, classes, conditions)
         return picture
 
     def _conditions(self, snr_db: float, price: int, classes: Tensor) -> Conditions:
@@ -435,7 +434,7 @@ class DvstSmall(System):
         shown = [last]
         rx, packets = received.get("latent"), received.get("side")
         row = packets[0] if isinstance(packets, list) and packets else []
-        air = rx.equalised() if isinstance(rx, RxAnalog) else None
+        air = despread(rx) if isinstance(rx, RxAnalog) else None
         for number, begin in enumerate(range(1, n_frames, self.config.run)):
             count = min(self.config.run, n_frames - begin)
             data = row[number] if number < len(row) else None
@@ -485,15 +484,10 @@ class DvstSmall(System):
     # -- training --------------------------------------------------------------------------------------------------------
 
     def initialise(self, clips: Tensor) -> None:
-        """Start as the closed-form code, fitted to clips (N, t, 3, H, W): statistics of differences, tables, inverse KLT."""
+        """Start as the closed-form code, fitted to clips (N, t, 3, H, W): statistics of differences, and tables."""
         from semcast.systems.dvst.fit import fit
 
         fit(self, clips)
-        with torch.no_grad():
-            self.g_s.linear.weight.copy_(self.code.blocks.basis.T[:, :, None, None])
-
-    def lr_scale(self, parameter: str) -> float:
-        return 0.1 if "linear" in parameter else 1.0
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over P-frames of MSE^p (eq. 24, the rate being met exactly): gradients pass from frame to frame of a group.
@@ -504,6 +498,7 @@ class DvstSmall(System):
         assert result.decoded.frames is not None
         mse = (result.decoded.frames - result.step.frames)[:, 1:].square().flatten(2).mean(2)
         loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
+        loss = loss + 0.0 * self.g_s.head.weight.sum()  # where all packets were lost there is nothing else to learn from
         return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
 
 

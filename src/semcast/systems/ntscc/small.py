@@ -1,7 +1,7 @@
 """Preset ``small`` of NTSCC: the shipped one.
 
-    frame ─▶ 16x16 blocks ─▶ g_a = KLT + [conv, AF(SNR, rate)] ─▶ y ─┬─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols
-                                                                     └─▶ z = class of block ─▶ range coder ─▶ packet
+    frame ─▶ 16x16 blocks ─▶ g_a = KLT ─▶ y ─┬─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols
+                                            └─▶ z = class of block ─▶ range coder ─▶ packet
     symbols ─▶ f_d: posterior mean per coefficient, given z ─▶ y_hat ─▶ g_s = KLT^T + [conv, AF] + 8x8: [conv, AF] ─▶ frame_hat
 
 z is a vector-quantised hyperprior: it names the variances of y, hence its entropy, hence the channel uses of every coefficient
@@ -26,6 +26,7 @@ from semcast.layers.block_classes import BLOCK, DIMS, decode_classes, encode_cla
 from semcast.layers.block_code import BlockCode, joined
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
+from semcast.layers.spread import despread, spread
 from semcast.systems.base import Side, System
 from semcast.types import (
     Analog,
@@ -53,8 +54,8 @@ class SmallConfig:
 
     Attributes:
         classes: of 16x16 blocks. latents: real coefficients per block at most (L). rotated: of them turned into a class's own
-            KLT. width, fine_width: channels of the convolutions on the grid of blocks, and on that of half blocks at the end of
-            the decoder. encoder_blocks, decoder_blocks, fine_blocks: residual blocks. embedding: numbers that describe a class.
+            KLT. width, fine_width: channels of g_s on the grid of blocks, and on that of half blocks after it. decoder_blocks,
+            fine_blocks: residual blocks. embedding: numbers that describe a class.
     """
 
     classes: int = 32
@@ -62,25 +63,9 @@ class SmallConfig:
     rotated: int = 192
     width: int = 192
     fine_width: int = 96
-    encoder_blocks: int = 1
     decoder_blocks: int = 2
     fine_blocks: int = 3
     embedding: int = 16
-
-
-class Analysis(nn.Module):
-    """What the network adds to the KLT: (B, L, h, w) coefficients of unit variance -> (B, L, h, w), in their units."""
-
-    def __init__(self, config: SmallConfig) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(config.classes, config.embedding)
-        self.trunk = Trunk(config.latents + config.embedding, config.width, config.encoder_blocks)
-        self.head = zero_conv(config.width, config.latents)
-
-    def forward(self, unit: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        features = torch.cat([unit, self.embed(classes).movedim(-1, 1)], 1)
-        residual: Tensor = self.head(self.trunk(features, conditions))
-        return residual.float()
 
 
 class Synthesis(nn.Module):
@@ -90,18 +75,16 @@ class Synthesis(nn.Module):
         super().__init__()
         L, fine = config.latents, config.fine_width
         self.embed = nn.Embedding(config.classes, config.embedding)
-        self.linear = nn.Conv2d(L, DIMS, 1, bias=False)
         self.trunk = Trunk(L + config.embedding, config.width, config.decoder_blocks)
         self.expand = nn.Conv2d(config.width, 4 * fine, 1)
         self.look = nn.Conv2d(DIMS // 4, fine, 1)
         self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
         self.head = zero_conv(fine, DIMS // 4)
 
-    def forward(self, y_hat: Tensor, std: Tensor, mean: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        """y_hat (B, L, h, w), std (L,), mean (768,), classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
-        linear = self.linear(y_hat).float() + mean[:, None, None]
-        halves = F.pixel_unshuffle(F.pixel_shuffle(linear, BLOCK), BLOCK // 2)
-        features = torch.cat([y_hat / std[:, None, None], self.embed(classes).movedim(-1, 1)], 1)
+    def forward(self, linear: Tensor, unit: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+        """Linear picture (B, 3, 16 h, 16 w), y_hat at unit variance (B, L, h, w), classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
+        halves = F.pixel_unshuffle(linear, BLOCK // 2)
+        features = torch.cat([unit, self.embed(classes).movedim(-1, 1)], 1)
         fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
         for block in self.fine:
             fine = block(fine, conditions.vector)
@@ -131,35 +114,27 @@ class NtsccSmall(System):
         self.config = config
         self.code = BlockCode(config.classes, config.latents, config.rotated)
         self.register_buffer("std", torch.ones(config.latents))
-        self.g_a = Analysis(config)
         self.g_s = Synthesis(config)
-        self.receiver_only = False
 
     std: Tensor
-
-    def begin(self, options: Mapping[str, Any]) -> None:
-        """A stage of training; ``receiver_only`` leaves the transmitter as it is."""
-        self.receiver_only = bool(options.get("receiver_only", False))
 
     def start(self, fmt: Format, side: Side) -> State:
         return State(fmt)
 
     # -- transmitter -----------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def encode(
         self, step: Step, state: State, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, State, Aux]:
-        if self.receiver_only and torch.is_grad_enabled():
-            with torch.no_grad():
-                return self.encode(step, state, csi, budget, generator=generator)
         frames = pad_to(step.frames.flatten(0, 1), BLOCK)
-        told = csi.snr_db.clamp(-60, 60).round()
+        told = csi.spread_snr_db.clamp(-60, 60).round()
         mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
         with torch.autocast("cpu", enabled=False):
             y = self.code.blocks.analyse(frames)
             bits_per_use = _bits_per_use(budget, mcs)
             guess = round(0.93 * budget.uses)
-            maps = [self.code.choose(one, guess, snr, bits_per_use) for one, snr in zip(y.detach(), told.tolist(), strict=True)]
+            maps = [self.code.choose(one, guess, snr, bits_per_use) for one, snr in zip(y, told.tolist(), strict=True)]
         classes = torch.stack(maps)
         sides = [encode_classes(one.numpy(), self.code.blocks.frequencies.numpy()) for one in maps]
         sizes = [struct.calcsize(_HEAD) + len(side) for side in sides]
@@ -171,14 +146,12 @@ class NtsccSmall(System):
                     f"at CBR {budget.cbr:g}; raise --cbr"
                 )
             uses = maps[0].numel() // 16 + 1
-        conditions = self._conditions(told, uses / maps[0].numel(), classes)
-        y = y + self.std[:, None, None] * self.g_a(y / self.std[:, None, None], classes, conditions)
         plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(maps, told.tolist(), strict=True)]
         with torch.autocast("cpu", enabled=False):
             rows = y.flatten(2).movedim(1, -1).flatten(0, 1)
             symbols = self.code.modulate(rows, classes.flatten(), joined(plans)).reshape(len(y), -1)
         amplitude = symbols.square().mean(1).clamp_min(1e-9).rsqrt()
-        latent = Analog(as_complex(symbols))
+        latent = Analog(spread(as_complex(symbols)))
         if self.training:
             # What the packet would tell, as numbers.
             proxy = torch.cat([told[:, None], amplitude[:, None], classes.flatten(1).to(symbols)], 1)
@@ -192,11 +165,11 @@ class NtsccSmall(System):
     @torch.no_grad()
     def price(self, frames: Tensor, csi: Csi, budget: Budget) -> int:
         """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes this budget, about."""
-        told = float(csi.snr_db.mean().round())
+        told = float(csi.spread_snr_db.mean().round())
         y = self.code.blocks.analyse(pad_to(frames, BLOCK))[0]
         likely = self.code.blocks.classify(y[None])[0]
         size = round(self.code.blocks.class_bits(likely.numpy()) * 0.8 / 8)
-        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(told)))
+        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
         return self.code.allocate(likely.flatten(), max(uses, 32), told).price
 
     # -- receiver --------------------------------------------------------------------------------------------------------
@@ -234,7 +207,7 @@ class NtsccSmall(System):
         plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
         if any(int(plan.uses.sum()) != 2 * uses for plan in plans):
             return None
-        x, noise_var = rx.equalised()
+        x, noise_var = despread(rx)
         # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
         values, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
         with torch.autocast("cpu", enabled=False):
@@ -243,7 +216,9 @@ class NtsccSmall(System):
             y_hat = y_hat.reshape(len(values), h, w, -1).movedim(-1, 1)
         measured_db = -10 * noise_var.log10().mean(1)
         conditions = self._conditions(measured_db, uses / (h * w), classes)
-        picture: Tensor = self.g_s(y_hat, self.std, self.code.blocks.mean, classes, conditions)
+        with torch.autocast("cpu", enabled=False):
+            linear = self.code.blocks.synthesise(y_hat)
+        picture: Tensor = self.g_s(linear, y_hat / self.std[:, None, None], classes, conditions)
         return picture
 
     def _conditions(self, snr_db: Tensor, uses_per_block: float, classes: Tensor) -> Conditions:
@@ -255,14 +230,10 @@ class NtsccSmall(System):
     # -- training --------------------------------------------------------------------------------------------------------
 
     def initialise(self, frames: Tensor) -> None:
-        """Start as the closed-form code: classes fitted to ``frames`` (N, 3, H, W), and the inverse KLT."""
+        """Start as the closed-form code: classes fitted to ``frames`` (N, 3, H, W)."""
         self.code.fit(frames)
         with torch.no_grad():
             self.std.copy_(self.code.blocks.analyse(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
-            self.g_s.linear.weight.copy_(self.code.blocks.basis.T[:, :, None, None])
-
-    def lr_scale(self, parameter: str) -> float:
-        return 0.1 if "linear" in parameter else 1.0
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
