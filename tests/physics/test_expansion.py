@@ -30,7 +30,8 @@ def reached_db(uses: int, snr_db: int) -> float:
     x, weight = (part.repeat(16) for part in evenly(4))
     index, noise_var = torch.full((len(x),), snr_db - LOW_DB), torch.full((len(x),), 10 ** (-snr_db / 10))
     sent = EXPANSION.encode(x, uses, index)
-    heard = sent + noise_var.sqrt()[:, None] * torch.randn(sent.shape, generator=random)
+    noise_var = noise_var[:, None].expand(sent.shape)
+    heard = sent + noise_var.sqrt() * torch.randn(sent.shape, generator=random)
     error = (weight * (EXPANSION.decode(heard, noise_var, index) - x).square()).sum() / weight.sum()
     return -10 * math.log10(float(error))
 
@@ -91,7 +92,7 @@ def test_without_noise_the_value_comes_back(uses: int, snr_db: int) -> None:
     """To five thousandths of a standard deviation; a curve for the lowest SNR nearly stands still in places."""
     x, weight = evenly(3)
     index = torch.full((len(x),), snr_db - LOW_DB)
-    error = (EXPANSION.decode(EXPANSION.encode(x, uses, index), torch.full((len(x),), 1e-9), index) - x).abs()
+    error = (EXPANSION.decode(EXPANSION.encode(x, uses, index), torch.full((len(x), uses), 1e-9), index) - x).abs()
     assert float((weight * error.square()).sum().sqrt()) < 5e-3
     assert float(error[x.abs() < 4].max()) < (5e-3 if snr_db > LOW_DB else 5e-2)
 
@@ -107,25 +108,41 @@ def test_values_beyond_the_ends_stay_at_the_ends() -> None:
 def test_a_batch_of_many_snrs_is_decoded_like_each_alone() -> None:
     random = torch.Generator().manual_seed(1)
     x = torch.randn(60, generator=random)
-    index, noise_var = torch.arange(60) % len(ROWS), torch.rand(60, generator=random) * 0.3 + 0.01
-    heard = EXPANSION.encode(x, 2, index) + noise_var.sqrt()[:, None] * torch.randn(60, 2, generator=random)
+    index, noise_var = torch.arange(60) % len(ROWS), torch.rand(60, 2, generator=random) * 0.3 + 0.01
+    heard = EXPANSION.encode(x, 2, index) + noise_var.sqrt() * torch.randn(60, 2, generator=random)
     together = EXPANSION.decode(heard, noise_var, index)
     alone = [EXPANSION.decode(heard[i : i + 1], noise_var[i : i + 1], index[i : i + 1]) for i in range(60)]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_a_use_that_faded_away_counts_for_nothing() -> None:
+    """The estimate from three uses, one of them lost in noise, is the one from the other two, whatever the third says."""
+    random = torch.Generator().manual_seed(3)
+    x, index = torch.randn(40, generator=random), torch.full((40,), 12 - LOW_DB)
+    heard = EXPANSION.encode(x, 3, index) + 0.2 * torch.randn(40, 3, generator=random)
+    noise_var = torch.tensor([0.04, 0.04, 1e9]).expand(40, 3)
+    other = heard.clone()
+    other[:, 2] = 3.0
+    assert torch.allclose(EXPANSION.decode(heard, noise_var, index), EXPANSION.decode(other, noise_var, index), atol=1e-3)
+    worse, better = (
+        (EXPANSION.decode(heard, noise, index) - x).square().mean() for noise in (noise_var, torch.full((40, 3), 0.04))
+    )
+    assert float(better) < float(worse)
 
 
 # -- the estimate --------------------------------------------------------------------------------------------------------------
 
 
 def received(uses: int, snr_db: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Curve, received points and noise power, in float64."""
+    """Curve, received points (N, uses) and noise power of every use, in float64."""
     random = torch.Generator().manual_seed(1)
     x, weight = evenly(16)
     x = x[torch.multinomial(weight, count, replacement=True, generator=random)]
     curve = EXPANSION.curves[snr_db - LOW_DB, uses - 2, :, :uses]
-    noise_var = torch.full((count,), 10 ** (-snr_db / 10), dtype=torch.float64)
+    noise_var = torch.full((count, uses), 10 ** (-snr_db / 10), dtype=torch.float64)
+    noise_var = noise_var * torch.tensor([0.7, 1.0, 1.4])[:uses]  # uses fade apart
     sent = follow(curve.expand(count, -1, -1), x).double()
-    return curve.double(), sent + noise_var.sqrt()[:, None] * torch.randn(sent.shape, generator=random).double(), noise_var
+    return curve.double(), sent + noise_var.sqrt() * torch.randn(sent.shape, generator=random).double(), noise_var
 
 
 @pytest.mark.parametrize(("uses", "snr_db"), [(2, 0), (3, 10), (2, 20)])
@@ -134,7 +151,7 @@ def test_the_estimate_is_the_posterior_mean(uses: int, snr_db: int) -> None:
     curve, y, noise_var = received(uses, snr_db, 250)
     x, weight = evenly(32)
     points = follow(curve.float().expand(len(x), -1, -1), x).double()
-    exponent = weight.double().log() - (y[:, None] - points).square().sum(-1) / (2 * noise_var[:, None])
+    exponent = weight.double().log() - ((y[:, None] - points).square() / (2 * noise_var[:, None])).sum(-1)
     posterior = torch.softmax(exponent, 1)
     mean = posterior @ x.double()
     variance = posterior @ x.double().square() - mean.square()
@@ -159,10 +176,10 @@ def test_its_slope_is_that_of_finite_differences(uses: int, snr_db: int) -> None
 @pytest.mark.parametrize("uses", [1, 2, 3])
 def test_training_gets_that_slope(uses: int) -> None:
     curve, y, noise_var = received(max(uses, 2), 10, 50)
-    y, noise_var = y[:, :uses].float().requires_grad_(True), noise_var.float()
+    y, noise_var = y[:, :uses].float().requires_grad_(True), noise_var[:, :uses].float()
     EXPANSION.decode(y, noise_var, torch.full((50,), 10 - LOW_DB)).sum().backward()
     if uses == 1:
-        expected = (1 / (1 + noise_var))[:, None]
+        expected = 1 / (1 + noise_var)
     else:
         _, slope = estimate(curve.float(), y.detach(), noise_var, slope=True)
         assert slope is not None
@@ -188,6 +205,6 @@ def test_a_clear_radio_never_means_a_number_that_is_none() -> None:
         y = torch.tensor([[0.0] * uses, [1e6] * uses, [-1e6] * uses, [1e-9] * uses])
         for noise_var in (0.0, 1e-12, 1e12):
             for index in (0, len(ROWS) - 1):
-                mean = EXPANSION.decode(y, torch.full((4,), noise_var), torch.full((4,), index))
+                mean = EXPANSION.decode(y, torch.full((4, uses), noise_var), torch.full((4,), index))
                 assert bool(torch.isfinite(mean).all())
                 assert uses == 1 or float(mean.abs().max()) <= REACH + 1e-3

@@ -191,7 +191,7 @@ def same(a: Motion, b: Motion) -> bool:
     return all(np.array_equal(one, two) for one, two in zip(a, b, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 3), st.sampled_from([0.0, 0.2, 1.0]), st.integers(0, 10**6))
 def test_any_motion_comes_back(h: int, w: int, count: int, wild: float, seed: int) -> None:
     run = [any_motion(h, w, seed + i, wild) for i in range(count)]
@@ -209,7 +209,7 @@ def test_jumps_take_the_escape() -> None:
     assert symbols.tolist() == [SYMBOLS - 1, 0, SPAN, 2 * SPAN, SYMBOLS - 1, SYMBOLS - 1]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=12), st.integers(1, 2))
 def test_whatever_the_bytes_are_vectors_keep_to_the_limits(words: list[int], count: int) -> None:
     """Or the coder finds out: it says so by the exceptions that the packet's decoder expects."""

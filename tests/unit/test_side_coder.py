@@ -60,22 +60,22 @@ def check_valid(found: Run | None, count: int) -> None:
         assert np.abs(motion.quarters).max() <= LIMIT
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
-    st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 2, 4, CLASSES, 32]), st.integers(0, 10**6)
+    st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.sampled_from([2, 4, CLASSES]), st.integers(0, 10**6)
 )
 def test_any_run_comes_back(count: int, h: int, w: int, classes: int, seed: int) -> None:
     run, own = any_run(count, h, w, seed, classes), tables(classes)
     check_same(decode_run(encode_run(run, own), count, h, w, own), run)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=80), st.integers(1, 4))
 def test_garbage_is_a_run_or_nothing(data: bytes, count: int) -> None:
     check_valid(decode_run(data, count, H, W, TABLES), count)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 400), st.integers(1, 4))
 def test_a_damaged_run_is_a_run_or_nothing(position: int, flip: int, cut: int, count: int) -> None:
     data = bytearray(encode_run(any_run(2, seed=7), TABLES))
