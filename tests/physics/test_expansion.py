@@ -67,7 +67,7 @@ def test_the_table_says_what_the_channel_gives(uses: int, snr_db: int) -> None:
 @pytest.mark.parametrize("snr_db", [0, 10, 20])
 @pytest.mark.parametrize("uses", [1, 2, 3])
 def test_no_curve_beats_the_rate_distortion_bound(uses: int, snr_db: int) -> None:
-    """m real uses carry m/2 log2(1 + SNR) bits: at most m 10 log10(1 + SNR) dB for a Gaussian source; 0.1 dB for the sampling."""
+    """m real uses carry m/2 log2(1 + SNR) bits: at most m 10 log10(1 + SNR) dB for a Gaussian source, but for sampling."""
     bound = uses * 10 * math.log10(1 + 10 ** (snr_db / 10))
     assert reached_db(uses, snr_db) < bound + 0.1
     assert float(EXPANSION.gain_db[snr_db - LOW_DB, uses - 1]) < bound + 1e-4
@@ -147,7 +147,7 @@ def received(uses: int, snr_db: int, count: int) -> tuple[Tensor, Tensor, Tensor
 
 @pytest.mark.parametrize(("uses", "snr_db"), [(2, 0), (3, 10), (2, 20)])
 def test_the_estimate_is_the_posterior_mean(uses: int, snr_db: int) -> None:
-    """Against a sum over 4,096 points of the curve: it departs by at most 5 % of the posterior variance, in the mean square."""
+    """Against a sum over 4,096 points of the curve: it departs by at most 8 % of the posterior variance, in the mean square."""
     curve, y, noise_var = received(uses, snr_db, 250)
     x, weight = evenly(32)
     points = follow(curve.float().expand(len(x), -1, -1), x).double()
@@ -157,12 +157,12 @@ def test_the_estimate_is_the_posterior_mean(uses: int, snr_db: int) -> None:
     variance = posterior @ x.double().square() - mean.square()
     found, slope = estimate(curve, y, noise_var)
     assert slope is None
-    assert float((found - mean).square().mean()) < 0.05 * float(variance.mean())
+    assert float((found - mean).square().mean()) < 0.08 * float(variance.mean())
 
 
 @pytest.mark.parametrize(("uses", "snr_db"), [(2, 0), (3, 0), (2, 10), (3, 10), (2, 20), (3, 20)])
 def test_its_slope_is_that_of_finite_differences(uses: int, snr_db: int) -> None:
-    """The slope is the exact posterior's law, cov(source, signal) / noise; the mean takes segments as clamped: 5 to 21 % apart."""
+    """The slope is the exact posterior's law, cov(source, signal) / noise; the mean clamps to segments: 5 to 21 % off."""
     curve, y, noise_var = received(uses, snr_db, 400)
     _, slope = estimate(curve, y, noise_var, slope=True)
     assert slope is not None

@@ -100,7 +100,7 @@ def test_a_budget_and_its_price_say_the_same(n: int, price: int, seed: int, told
 
 
 def test_power_is_one_on_the_whole() -> None:
-    """For the density of variances that the tables are made for, 10^(-0.04 dB): the price of power sees to it above 5 dB or so."""
+    """For the density of variances that the tables are made for, 10^(-0.04 dB): above 5 dB the price of power sees to it."""
     code = BlockCode(1, 384, 0)
     decibels = 20 - 25 * torch.log10(1 + torch.linspace(0, 1, 384) * 250)  # from 20 to -40 dB
     code.levels.copy_((STEPS_PER_DB * decibels).round().int()[None])

@@ -107,16 +107,16 @@ def test_a_weightless_preset_says_how_to_get_some() -> None:
 
 
 def grouped() -> System:
-    return DvstSmall(
-        DvstConfig(classes=4, latents=32, rotated=0, fine_width=8, fine_blocks=1, embedding=2), NtsccSmall(KEY), 4
-    )
+    return DvstSmall(DvstConfig(classes=4, latents=32, rotated=0, fine_width=8, fine_blocks=1, embedding=2), NtsccSmall(KEY), 4)
 
 
 @pytest.fixture
 def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that stands for the shipped weights of ntscc:small."""
     folder = checkpoint.save(NtsccSmall(KEY), tmp_path / "keys", {})
-    monkeypatch.setattr(checkpoint, "shipped", lambda system, preset: folder if (system, preset) == ("ntscc", "small") else None)
+    monkeypatch.setattr(
+        checkpoint, "shipped", lambda system, preset: folder if (system, preset) == ("ntscc", "small") else None
+    )
     return folder
 
 
@@ -155,5 +155,5 @@ def test_key_tensors_do_not_belong_into_a_checkpoint(keys: Path, tmp_path: Path)
     saved = checkpoint.save(grouped(), tmp_path / "w", {})
     tensors = load_file(saved / "model.safetensors")
     save_file({**tensors, "key.std": torch.zeros(3)}, saved / "model.safetensors")
-    with pytest.raises(WeightsError, match="1 tensors differ, first 'key.std'"):
+    with pytest.raises(WeightsError, match=r"1 tensors differ, first 'key\.std'"):
         checkpoint.load(grouped(), saved)

@@ -32,6 +32,13 @@ def system() -> Iterator[DvstSmall]:
     made.frames_per_step = 4
 
 
+@pytest.fixture(scope="module")
+def group() -> Any:
+    """What arrived of the first four frames, at 10 dB."""
+    with torch.no_grad():
+        return Ends(tiny_dvst(), CLIP).send(CLIP[:4])
+
+
 # -- the head of a packet ----------------------------------------------------------------------------------------------------
 
 
@@ -59,11 +66,10 @@ def test_short_heads_are_refused() -> None:
 
 @pytest.mark.parametrize("cbr", [0.03, 0.05, 0.08])
 def test_the_budget_is_met(system: DvstSmall, cbr: float, hold: Hold) -> None:
-    """Within 5 % over two groups and an odd tail; never beyond."""
+    """Within 5 % over two groups and an odd tail, session header included; never beyond."""
     session = hold(system, CLIP, cbr=cbr)
-    spent = session.ledger.channel_uses - session.ledger.total(kind="header")
     granted = cbr * session.ledger.source_values
-    assert 0.95 * granted < spent <= granted + 1
+    assert 0.95 * granted < session.ledger.channel_uses <= granted + 1
     assert session.ledger.total(stream="latent") % UNIT == 0
     assert all(result.decoded.concealed == 0 for result in session.results)
 
@@ -101,7 +107,7 @@ def test_fading_costs_quality_not_frames(system: DvstSmall, channel: str, hold: 
     assert 8 < faded.psnr_db < plain.psnr_db
 
 
-# -- two ends, two references --------------------------------------------------------------------------------------------------
+# -- two ends, two references ------------------------------------------------------------------------------------------------
 
 
 def noted(system: DvstSmall, monkeypatch: pytest.MonkeyPatch) -> list[list[list[Coded]]]:
@@ -144,7 +150,7 @@ def test_without_noise_the_receiver_has_the_transmitter_s_reference(
         assert len(coded) == 3
         for frame, one, source in zip(shown.frames[0, 1:], coded, frames[1:], strict=True):
             mine = one.reference[:, : frame.shape[1], : frame.shape[2]]
-            assert psnr_db(frame, mine) > psnr_db(mine, source) + 10
+            assert psnr_db(frame, mine) > psnr_db(mine, source) + 6
 
 
 @torch.no_grad()
@@ -166,17 +172,15 @@ def test_the_transmitter_never_learns_what_the_receiver_heard(system: DvstSmall)
 
 
 @torch.no_grad()
-def test_runs_tell_where_their_symbols_begin(system: DvstSmall) -> None:
-    """A lost run takes its own frames only: the next is read from where it says, and leans on what is shown."""
-    received: Any = Ends(system, CLIP).send(CLIP[:4])
-    heads = [unpack_run(data, count) for data, count in zip(received["side"][0], (2, 1), strict=True)]
+def test_runs_tell_where_their_symbols_begin(group: Any) -> None:
+    heads = [unpack_run(data, count) for data, count in zip(group["side"][0], (2, 1), strict=True)]
     assert all(head is not None for head in heads)
     first = [head[0].first for head in heads if head is not None]
     assert first[0] == 0
-    assert 0 < first[1] < received["latent"].y.shape[1]
+    assert 0 < first[1] < group["latent"].y.shape[1]
 
 
-# -- losses --------------------------------------------------------------------------------------------------------------------
+# -- losses ------------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -206,14 +210,14 @@ def test_a_lost_key_frame_holds_the_last_frame_until_the_next_group(system: Dvst
 
 
 @torch.no_grad()
-def test_nothing_at_all_arrives(system: DvstSmall) -> None:
-    """From the first group on, and every stream: grey, as many frames as there were."""
+def test_no_packet_at_all_arrives(system: DvstSmall, group: Any) -> None:
+    """From the first group on: grey, as many frames as there were; with the I-frame alone the group stands still."""
     ends = Ends(system, CLIP)
-    received: Any = ends.send(CLIP[:4])
-    shown = ends.show({**received, "key.hyperprior": [[None]], "side": [[None, None]]}, 4)
+    shown = ends.show({**group, "key.hyperprior": [[None]], "side": [[None, None]]}, 4)
     assert shown.concealed == 4
     assert bool((shown.frames == 0.5).all())
-    assert ends.show({**ends.send(CLIP[4:8]), "side": None}, 4).concealed == 3
+    assert ends.show({**group, "side": None}, 4).concealed == 3
+    assert ends.show({**group, "latent": None}, 4).concealed == 3
 
 
 @torch.no_grad()
@@ -221,22 +225,18 @@ def test_nothing_at_all_arrives(system: DvstSmall) -> None:
     "data",
     [b"", b"\0", b"\x0a" * 6, bytes(40), b"\xff" * 40, b"\x80\0\0\0\0\0\0" + b"abcd" * 9, b"\x0a\x10\x27\0\0\x80\x80\xff" * 8],
 )
-def test_forged_runs_cost_frames_at_most(system: DvstSmall, data: bytes) -> None:
-    ends = Ends(system, CLIP)
-    received: Any = ends.send(CLIP[:4])
-    shown = ends.show({**received, "side": [[data, data]]}, 4)
+def test_forged_runs_cost_frames_at_most(system: DvstSmall, group: Any, data: bytes) -> None:
+    shown = Ends(system, CLIP).show({**group, "side": [[data, data]]}, 4)
     assert 0 <= shown.concealed <= 3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("packets", [[], [None], [None] * 5])
-def test_another_number_of_packets_is_concealed(system: DvstSmall, packets: list[None]) -> None:
-    ends = Ends(system, CLIP)
-    received: Any = ends.send(CLIP[:4])
-    assert ends.show({**received, "side": [packets]}, 4).concealed == 3
+def test_another_number_of_packets_is_concealed(system: DvstSmall, group: Any, packets: list[None]) -> None:
+    assert Ends(system, CLIP).show({**group, "side": [packets]}, 4).concealed == 3
 
 
-# -- training --------------------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------------------
 
 
 def trained_on(system: DvstSmall, frames: Tensor, *, seed: int = 0, snr_db: float = 10.0, cbr: float = 0.06) -> Any:
@@ -248,26 +248,25 @@ def trained_on(system: DvstSmall, frames: Tensor, *, seed: int = 0, snr_db: floa
     return result
 
 
+@torch.no_grad()
 def test_training_and_deployment_agree(system: DvstSmall) -> None:
-    """One group with 10 noises each way: as many channel uses, and means within 0.05 dB."""
-    frames = CLIP[:4]
-    with torch.no_grad():
-        deployed, uses = [], set()
-        for seed in range(10):
-            ends = Ends(system, CLIP, seed=seed)
-            received: Any = ends.send(frames)
-            shown = ends.show(received, 4)
+    """One group over the same 6 noises, sent and shown in either mode: as many uses, and means within 0.05 dB."""
+    frames, found, uses = CLIP[:4], [], []
+    for mode in (False, True):
+        ends = Ends(system.train(mode), CLIP)
+        payload: Any = ends.encode(frames)
+        uses.append([stream.x.shape[1] for stream in payload.values() if isinstance(stream, Analog)])
+        psnr = []
+        for seed in range(6):
+            other = Ends(system, CLIP)
+            received = other.link.send(payload, other.ledger, generator=torch.Generator().manual_seed(seed))
+            shown = other.show(received, 4)
             assert shown.concealed == 0
-            deployed.append(psnr_db(shown.frames[0], frames))  # type: ignore[index]
-            uses.add(received["latent"].y.shape[1])
-        training = []
-        for seed in range(10):
-            result = trained_on(system, frames, seed=seed)
-            assert result.decoded.concealed == 0
-            training.append(psnr_db(result.decoded.frames[0].clamp(0, 1), frames))
-            uses.add(result.received["latent"].y.shape[1])
-    assert len(uses) == 1
-    assert sum(training) / 10 == pytest.approx(sum(deployed) / 10, abs=0.05)
+            assert shown.frames is not None
+            psnr.append(psnr_db(shown.frames[0].clamp(0, 1), frames))
+        found.append(sum(psnr) / len(psnr))
+    assert uses[0] == uses[1]
+    assert found[0] == pytest.approx(found[1], abs=0.05)
 
 
 def test_gradients_pass_through_all_frames_of_a_group(system: DvstSmall) -> None:

@@ -15,7 +15,7 @@ from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.systems.ntscc.small import NtsccSmall
 from semcast.transmit import run
-from semcast.types import Format, RxAnalog, Step
+from semcast.types import Format, RxAnalog, RxProxy, Step
 
 Hold = Callable[..., Any]
 CLIP = scene("coffee-pan", 3)
@@ -30,14 +30,14 @@ def system() -> Iterator[NtsccSmall]:
 
 @pytest.mark.parametrize("cbr", [0.03, 0.06, 0.12])
 def test_the_budget_is_met(system: NtsccSmall, cbr: float, hold: Hold) -> None:
+    """Within 5 %, session header included; never beyond."""
     session = hold(system, CLIP, cbr=cbr)
-    spent = session.ledger.channel_uses - session.ledger.total(kind="header")
     granted = cbr * session.ledger.source_values
-    assert 0.95 * granted < spent <= granted + 1
+    assert 0.95 * granted < session.ledger.channel_uses <= granted + 1
 
 
 def test_quality_rises_with_snr_and_with_rate(system: NtsccSmall, hold: Hold) -> None:
-    by_snr = [hold(system, CLIP[:1], snr_db=snr, cbr=0.1).psnr_db for snr in (-2.0, 2.0, 6.0, 10.0, 14.0, 18.0)]
+    by_snr = [hold(system, CLIP[:1], snr_db=snr, cbr=0.15).psnr_db for snr in (-2.0, 2.0, 6.0, 10.0, 14.0, 18.0)]
     by_rate = [hold(system, CLIP[:1], cbr=cbr).psnr_db for cbr in (0.03, 0.06, 0.12)]
     assert by_snr == sorted(by_snr)
     assert by_rate == sorted(by_rate)
@@ -46,7 +46,7 @@ def test_quality_rises_with_snr_and_with_rate(system: NtsccSmall, hold: Hold) ->
 
 @pytest.mark.parametrize("channel", ["rayleigh", "rayleigh:block"])
 def test_fading_costs_quality_not_frames(system: NtsccSmall, channel: str, hold: Hold) -> None:
-    faded, plain = (hold(system, CLIP, channel=one, cbr=0.1) for one in (channel, "awgn"))
+    faded, plain = (hold(system, CLIP, channel=one, cbr=0.3) for one in (channel, "awgn"))
     assert faded.shown.shape == CLIP.shape
     assert 10 < faded.psnr_db < plain.psnr_db
 
@@ -120,32 +120,38 @@ def trained_on(system: NtsccSmall, frames: torch.Tensor, **link: Any) -> Any:
     """One batch (B, 1, 3, H, W) through the loop in training mode."""
     fmt = Format(*frames.shape[-2:], system="ntscc", preset="small", cbr=link["cbr"])
     step = [Step(frames, last=True)]
-    (result,) = run(
-        system.train(), step, Link(**link).train(), Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0)
-    )
+    (result,) = run(system.train(), step, Link(**link).train(), Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0))
     return result
 
 
-@pytest.mark.parametrize(("snr_db", "cbr"), [(2.0, 0.12), (12.0, 0.06)])
+@torch.no_grad()
+@pytest.mark.parametrize(("snr_db", "cbr"), [(2.0, 0.15), (12.0, 0.06)])
 def test_training_and_deployment_agree(system: NtsccSmall, snr_db: float, cbr: float) -> None:
-    """The same frame with 12 noises each way: means within 0.05 dB, and the same number of channel uses."""
+    """The same symbols, as many of them, and over the same 6 noises the same picture within 0.05 dB, by proxy and by bytes."""
     frame = CLIP[:1]
-    with torch.no_grad():
-        deployed = []
-        for seed in range(12):
-            ends = Ends(system, CLIP, snr_db=snr_db, cbr=cbr, seed=seed)
-            received = ends.send(frame)
-            shown = ends.show(received, 1)
+    ends = Ends(system, CLIP, snr_db=snr_db, cbr=cbr)
+    training = Ends(system.train(), CLIP, snr_db=snr_db, cbr=cbr)
+    stood_in: Any = training.encode(frame)
+    system.eval()
+    real: Any = ends.encode(frame)
+    assert torch.equal(real["latent"].x, stood_in["latent"].x)
+    assert 8 * len(real["hyperprior"].packets[0][0].data) == float(stood_in["hyperprior"].est_bits)
+    x = real["latent"].x * real["latent"].x.abs().square().mean().rsqrt()
+    found: list[list[float]] = [[], []]
+    for seed in range(6):
+        noise = torch.randn(*x.shape, 2, generator=torch.Generator().manual_seed(seed)) * (10 ** (-snr_db / 10) / 2) ** 0.5
+        rx = RxAnalog(x + torch.view_as_complex(noise), torch.ones_like(x), torch.full(x.shape, 10 ** (-snr_db / 10)))
+        for mine, mode, side in (
+            (found[0], False, [[real["hyperprior"].packets[0][0].data]]),
+            (found[1], True, RxProxy(stood_in["hyperprior"].proxy, torch.ones(1, 1, dtype=torch.bool))),
+        ):
+            system.train(mode)
+            shown = ends.show({"hyperprior": side, "latent": rx}, 1)
             assert shown.concealed == 0
             assert shown.frames is not None
-            deployed.append(psnr_db(shown.frames[0], frame))
-        uses = received["latent"].y.shape[1]  # type: ignore[attr-defined]
-        result = trained_on(system, frame[None].expand(12, -1, -1, -1, -1), snr_db=torch.full((12,), snr_db), cbr=cbr)
-    arrived = result.aux["arrived"].bool()
-    training = [psnr_db(one.clamp(0, 1), frame) for one in result.decoded.frames[arrived]]
-    assert result.received["latent"].y.shape[1] == uses
-    assert len(training) >= 10
-    assert sum(training) / len(training) == pytest.approx(sum(deployed) / len(deployed), abs=0.05)
+            mine.append(psnr_db(shown.frames[0].clamp(0, 1), frame))
+    deployed, trained = (sum(one) / len(one) for one in found)
+    assert trained == pytest.approx(deployed, abs=0.05)
 
 
 def test_gradients_reach_all_of_the_receiver(system: NtsccSmall) -> None:
@@ -153,7 +159,7 @@ def test_gradients_reach_all_of_the_receiver(system: NtsccSmall) -> None:
     losses = system.loss([result], "watch", {"power": 0.1})
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     assert [name for name, p in system.g_s.named_parameters() if p.grad is None or not bool(p.grad.any())] == []
-    assert float(losses["loss"]) > 0
+    assert float(losses["loss"].detach()) > 0
 
 
 def test_the_start_is_the_closed_form_code(hold: Hold) -> None:

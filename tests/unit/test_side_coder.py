@@ -61,9 +61,7 @@ def check_valid(found: Run | None, count: int) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.sampled_from([2, 4, CLASSES]), st.integers(0, 10**6)
-)
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(1, 6), st.sampled_from([2, 4, CLASSES]), st.integers(0, 10**6))
 def test_any_run_comes_back(count: int, h: int, w: int, classes: int, seed: int) -> None:
     run, own = any_run(count, h, w, seed, classes), tables(classes)
     check_same(decode_run(encode_run(run, own), count, h, w, own), run)
