@@ -46,7 +46,34 @@ class Motion(NamedTuple):
         return torch.from_numpy(self.quarters.reshape(h, w, 2, 2, 2).transpose(0, 2, 1, 3, 4).reshape(2 * h, 2 * w, 2))
 
 
-def estimate(current: Tensor, reference: Tensor, before: Motion | None = None, bit_price: float = 0.0) -> Motion:
+class Counts(NamedTuple):
+    """How often symbols occur: flags (FLAG_CONTEXTS, 2), differences (CONTEXTS, SYMBOLS), splits (SPLIT_CONTEXTS, 2), and
+    differences of quarters to their block (1, SYMBOLS). The same shapes hold the tables that are made of them."""
+
+    flags: np.ndarray
+    differences: np.ndarray
+    splits: np.ndarray
+    quarters: np.ndarray
+
+    @classmethod
+    def zeros(cls) -> Counts:
+        """Nothing seen yet."""
+        shapes = (FLAG_CONTEXTS, 2), (CONTEXTS, SYMBOLS), (SPLIT_CONTEXTS, 2), (1, SYMBOLS)
+        return cls(*(np.zeros(shape) for shape in shapes))
+
+    @classmethod
+    def rough(cls) -> Counts:
+        """About how symbols are distributed, to begin with: small differences, few departures, fewer splits."""
+        flags, differences, splits, quarters = cls.zeros()
+        shape = 60000.0 / (1.0 + np.abs(np.arange(SYMBOLS) - SPAN)) ** 2 + 1
+        flags[:], splits[:] = (50000, 10000), (57000, 3000)
+        differences[:], quarters[:] = shape, shape
+        return cls(flags, differences, splits, quarters)
+
+
+def estimate(
+    current: Tensor, reference: Tensor, tables: Counts, before: Motion | None = None, bit_price: float = 0.0
+) -> Motion:
     """Motion of one frame (3, H, W) against another, sides multiples of 16.
 
     Dense flow (DIS, Kroeger et al. 2016) proposes the median of every block; beside it stand no motion, the neighbours'
@@ -54,8 +81,8 @@ def estimate(current: Tensor, reference: Tensor, before: Motion | None = None, b
     then a block is split where its quarters' own medians save more than they cost.
 
     Args:
-        before: of the frame before, or None. bit_price: squared difference of a block (sum over its values in [0, 1]) that
-            a bit is worth.
+        tables: that the motion will be coded under. before: of the frame before, or None. bit_price: squared difference of a
+            block (sum over its values in [0, 1]) that a bit is worth.
     """
     import cv2
 
@@ -73,7 +100,7 @@ def estimate(current: Tensor, reference: Tensor, before: Motion | None = None, b
     rows, columns = np.arange(h)[:, None], np.arange(w)
     pick = errors.argmin(-1)
     for turn in range(2 * SWEEPS):
-        bits = _bits(choices - predictions(choices[rows, columns, pick])[0][:, :, None])
+        bits = _bits(choices, choices[rows, columns, pick], tables)
         odd = np.add.outer(np.arange(h), np.arange(w)) % 2 == turn % 2
         pick = np.where(odd, (errors + bit_price * bits).argmin(-1), pick)
     base = choices[rows, columns, pick]
@@ -82,10 +109,12 @@ def estimate(current: Tensor, reference: Tensor, before: Motion | None = None, b
     quarters = fine.reshape(h, 2, w, 2, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, 4, 2)
     quarters = base[:, :, None] + (quarters - base[:, :, None]).clip(-SPAN, SPAN)
     # A quarter that gains too little keeps the block's vector.
-    cost = 1 + 2 * np.log2(1 + np.abs(quarters - base[:, :, None]).astype(np.float32)).sum(-1)
-    saved = (whole_error - split_error).reshape(h, w, 4) - bit_price * cost
+    length = _lengths(tables.quarters)[0]
+    still, cost = 2 * length[SPAN], length[symbols_of(quarters - base[:, :, None])].sum(-1)
+    saved = (whole_error - split_error).reshape(h, w, 4) - bit_price * (cost - still)
     quarters = np.where((saved > 0)[..., None], quarters, base[:, :, None])
-    split = np.maximum(saved, -bit_price * 0.7).sum(-1) > 3 * bit_price
+    flag = _lengths(tables.splits.sum(0, keepdims=True))[0]
+    split = np.maximum(saved, 0).sum(-1) > bit_price * (4 * still + flag[1] - flag[0])
     quarters = np.where(split[..., None, None], quarters, base[:, :, None])
     return Motion(base, (quarters != base[:, :, None]).any((2, 3)), quarters.clip(-LIMIT, LIMIT))
 
@@ -103,10 +132,20 @@ def _neighbours(vectors: np.ndarray) -> list[np.ndarray]:
     return [padded[1:-1, :-2], padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1]]
 
 
-def _bits(difference: np.ndarray) -> np.ndarray:
-    """About what a difference (..., 2) to the prediction costs; differences of nothing are cheap."""
-    magnitude = np.abs(difference).astype(np.float32)
-    return np.where(magnitude.any(-1), 3.0 + (2 * np.log2(1 + magnitude)).sum(-1), 0.3)
+def _bits(choices: np.ndarray, now: np.ndarray, tables: Counts) -> np.ndarray:
+    """What each of the vectors (h, w, K, 2) costs where the neighbours have the vectors ``now`` (h, w, 2): (h, w, K) bits."""
+    prediction, context = predictions(now)
+    difference = choices - prediction[:, :, None]
+    lengths, flags = _lengths(tables.differences), _lengths(tables.flags)
+    explicit = lengths[context[:, :, None, None], symbols_of(difference)].sum(-1)
+    flag_context = _flag_contexts((now != prediction).any(-1), None)[:, :, None]
+    return np.where(difference.any(-1), flags[flag_context, 1] + explicit, flags[flag_context, 0])
+
+
+def _lengths(table: np.ndarray) -> np.ndarray:
+    """Ideal code lengths in bits under rows of frequencies, float32."""
+    lengths: np.ndarray = -np.log2(table / table.sum(1, keepdims=True)).astype(np.float32)
+    return lengths
 
 
 def _luma(frame: Tensor) -> np.ndarray:
@@ -179,22 +218,6 @@ def _split_contexts(split: np.ndarray, moved: np.ndarray) -> np.ndarray:
     return left.astype(np.int64) + up + 3 * moved
 
 
-class Counts(NamedTuple):
-    """How often symbols occur: flags (FLAG_CONTEXTS, 2), differences (CONTEXTS, SYMBOLS), splits (SPLIT_CONTEXTS, 2), and
-    differences of quarters to their block (1, SYMBOLS). The same shapes hold the tables that are made of them."""
-
-    flags: np.ndarray
-    differences: np.ndarray
-    splits: np.ndarray
-    quarters: np.ndarray
-
-    @classmethod
-    def zeros(cls) -> Counts:
-        """Nothing seen yet."""
-        shapes = (FLAG_CONTEXTS, 2), (CONTEXTS, SYMBOLS), (SPLIT_CONTEXTS, 2), (1, SYMBOLS)
-        return cls(*(np.zeros(shape) for shape in shapes))
-
-
 def count(motion: Motion, before: np.ndarray | None, into: Counts) -> np.ndarray:
     """Add one frame's symbols to counts; returns its flags (h, w).
 
@@ -216,8 +239,7 @@ def bits_of(motion: Motion, tables: Counts) -> float:
     """Ideal code length in bits of the first frame of a packet."""
     counts = Counts.zeros()
     count(motion, None, counts)
-    lengths = (-np.log2(table / table.sum(1, keepdims=True)) for table in tables)
-    return float(sum((c * length).sum() for c, length in zip(counts, lengths, strict=True)))
+    return float(sum((c * _lengths(table)).sum() for c, table in zip(counts, tables, strict=True)))
 
 
 def _models(frequencies: np.ndarray) -> list[Any]:

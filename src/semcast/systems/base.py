@@ -26,7 +26,8 @@ class SystemSpec:
 
     Attributes:
         name: public name. summary: one line. paper: citation, or "" for what is no paper's.
-        kind: "digital", "analog" or "hybrid". goals: names of goals it serves. presets: the first is the default.
+        kind: "digital", "analog" or "hybrid". goals: names of goals it serves: who delivers frames serves all
+            that read frames. presets: the first is the default.
         make: (preset, condition name) -> System, with fresh weights where it has any.
         trained: whether it has weights that must be loaded before it is of use. picture: codes every frame on its own.
     """
@@ -36,7 +37,7 @@ class SystemSpec:
     kind: Literal["digital", "analog", "hybrid"]
     make: Callable[[str, str], System]
     paper: str = ""
-    goals: tuple[str, ...] = ("watch",)
+    goals: tuple[str, ...] = ("watch", "segment")
     presets: tuple[str, ...] = ("default",)
     trained: bool = False
     picture: bool = False
@@ -50,6 +51,7 @@ class System(nn.Module, ABC):
         modem_kind: "ldpc" (the link's physical layer as asked for) or "capacity" (the ideal bound).
         key_name: "system:preset" of the system that it holds in the attribute ``key`` for key frames, whose weights stand in a
             checkpoint of their own; "" for none, or one whose weights are part of its own checkpoint.
+        batched: whether training takes several examples at a time.
         free_streams: names of streams that the paper gets for free; only honoured under ``assumed_free=True``.
     """
 
@@ -58,6 +60,7 @@ class System(nn.Module, ABC):
     frames_per_step: int = 1
     modem_kind: Literal["ldpc", "capacity"] = "ldpc"
     key_name: str = ""
+    batched: bool = True
     free_streams: frozenset[str] = frozenset()
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semcast.errors import BudgetError
 from semcast.layers import block_motion
 from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
-from semcast.link import Link
 from semcast.systems.dvst.small import Coded, DvstSmall, SideRate, TxState
-from semcast.types import Format, Step
+from semcast.types import Budget, Csi, Format, Step
 
 ROUNDS = 3
 SNR_DB = (0.0, 2.0, 6.0, 10.0, 10.0, 14.0, 18.0)
@@ -56,17 +57,19 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
     The first round sees differences to key frames; later ones those that the system itself leaves, frame after frame. The last
     one only counts symbols.
     """
-    link = Link().train()
     for turn in range(ROUNDS):
         differences: list[Tensor] = []
         counter = Counter(system.config.classes)
         rng = random.Random(seed + turn)
         for clip in clips:
-            link.set(snr_db=rng.choice(SNR_DB), cbr=rng.choice(CBR))
-            if turn == 0:
-                differences.append(_first_difference(system, clip, link, rng))
+            csi, budget = _granted(clip, rng.choice(SNR_DB), rng.choice(CBR))
+            try:
+                runs = [] if turn == 0 else _runs(system, clip, csi, budget)
+                if turn == 0:
+                    differences.append(_first_difference(system, clip, csi, budget, rng))
+            except BudgetError:  # too little for a key frame of so small a clip
                 continue
-            for run in _runs(system, clip, link):
+            for run in runs:
                 differences += [coded.difference for coded in run]
                 if run:
                     counter.add(run)
@@ -76,12 +79,26 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
             counter.store(system)
 
 
-def _key(system: DvstSmall, clip: Tensor, link: Link, share: float | None) -> tuple[Tensor, int, int, SideRate, TxState]:
+def _granted(clip: Tensor, snr_db: float, cbr: float) -> tuple[Csi, Budget]:
+    """What a link would grant for a clip, about: packets at two thirds of capacity and a little framing."""
+    uses = round(cbr * clip.numel())
+
+    def rate(margin_db: float) -> float:
+        return math.log2(1 + 10 ** ((snr_db - margin_db) / 10)) / 1.5
+
+    def uses_for(sizes: list[int], mcs: str | None) -> int:
+        return sum(math.ceil(8 * size / float(mcs or rate(0.0))) + 30 for size in sizes)
+
+    budget = Budget(uses, uses, cbr, uses_for_packets=uses_for, robust_mcs=lambda margin_db: str(rate(margin_db)))
+    return Csi(torch.tensor([snr_db])), budget
+
+
+def _key(
+    system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, share: float | None
+) -> tuple[Tensor, int, int, SideRate, TxState]:
     """Noise-free I-frame, channel uses that are left, told SNR, rate of side information and state."""
-    step = Step(clip[None])
-    csi, budget = link.grant(step)
     told = round(float(csi.spread_snr_db))
-    fmt = Format(clip.shape[-2], clip.shape[-1], cbr=link.cbr)
+    fmt = Format(clip.shape[-2], clip.shape[-1], cbr=budget.cbr)
     state = TxState(fmt, system.key.start(fmt, "tx"), system.key.start(fmt, "rx"))
     rate = SideRate(budget, budget.robust_mcs(system.config.side_margin_db))
     uses = round(share * budget.uses) if share else system.key_share(clip, budget, csi, told, rate, state)
@@ -91,12 +108,12 @@ def _key(system: DvstSmall, clip: Tensor, link: Link, share: float | None) -> tu
     return system.key_reference(payload, state, told, generator), budget.uses - uses, told, rate, state
 
 
-def _first_difference(system: DvstSmall, clip: Tensor, link: Link, rng: random.Random) -> Tensor:
-    reference, *_ = _key(system, clip, link, rng.uniform(0.3, 0.7))
-    motion = block_motion.estimate(clip[1], reference, bit_price=0.02)
+def _first_difference(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, rng: random.Random) -> Tensor:
+    reference, *_ = _key(system, clip, csi, budget, rng.uniform(0.3, 0.7))
+    motion = block_motion.estimate(clip[1], reference, system.tables.motion, bit_price=0.02)
     return clip[1] - block_motion.compensate(reference[None], motion.field()[None])[0]
 
 
-def _runs(system: DvstSmall, clip: Tensor, link: Link) -> list[list[Coded]]:
-    reference, left, told, rate, state = _key(system, clip, link, None)
+def _runs(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget) -> list[list[Coded]]:
+    reference, left, told, rate, state = _key(system, clip, csi, budget, None)
     return system.encode_group(clip, reference, left, told, rate, state)

@@ -20,11 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semcast.errors import BudgetError
+from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
 from semcast.layers.block_classes import BLOCK, DIMS
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
@@ -190,14 +191,15 @@ class DvstSmall(System):
     name = "dvst"
     preset = "small"
     key_name = "ntscc:small"
+    batched = False
 
     def __init__(self, config: SmallConfig, key: System, gop: int) -> None:
         super().__init__()
         self.config, self.frames_per_step = config, gop
         self.key = key
         self.code = BlockCode(config.classes, config.latents, config.rotated)
-        for name, table in block_motion.Counts.zeros()._asdict().items():
-            self.register_buffer(f"motion_{name}", torch.ones(table.shape, dtype=torch.int32))
+        for name, table in block_motion.Counts.rough()._asdict().items():
+            self.register_buffer(f"motion_{name}", torch.from_numpy(table.astype(np.int32)))
         self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
         self.register_buffer("group", torch.from_numpy(groups(config.classes)), persistent=False)
         self.g_s = Synthesis(config)
@@ -228,6 +230,8 @@ class DvstSmall(System):
     def encode(
         self, step: Step, state: TxState, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, TxState, Aux]:
+        if len(step.frames) > 1:
+            raise ContractError(f"dvst:small takes one clip at a time, in training as well; got {len(step.frames)}")
         frames = pad_to(step.frames[0], BLOCK)
         told = round(max(-60.0, min(60.0, float(csi.spread_snr_db.mean()))))
         count = len(frames)
@@ -301,7 +305,7 @@ class DvstSmall(System):
     ) -> Coded:
         """One P-frame (3, H, W) at a price, against the transmitter's own reference."""
         bit_price = self.code.bit_price(price, rate.bits_per_use)
-        motion = block_motion.estimate(frame, reference, before.motion if before else None, bit_price)
+        motion = block_motion.estimate(frame, reference, self.tables.motion, before.motion if before else None, bit_price)
         context = block_motion.compensate(reference[None], motion.field()[None])
         with torch.autocast("cpu", enabled=False):
             difference = frame[None] - context
@@ -331,7 +335,7 @@ class DvstSmall(System):
         samples = []
         for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)}):
             reference = frames[index - 1] + error
-            motion = block_motion.estimate(frames[index], reference, bit_price=0.02)
+            motion = block_motion.estimate(frames[index], reference, self.tables.motion, bit_price=0.02)
             context = block_motion.compensate(reference[None], motion.field()[None])
             rows = self.code.blocks.analyse(frames[index][None] - context)[0].flatten(1).T
             bits = block_motion.bits_of(motion, self.tables.motion)
@@ -368,7 +372,9 @@ class DvstSmall(System):
 
     def _price(self, frames: Tensor, reference: Tensor, uses: int, told: int, rate: SideRate) -> int:
         """Price at which P-frames take ``uses`` together, about."""
-        samples = self._samples(frames, reference - frames[0], told, rate)
+        # References of P-frames err more than the I-frame does, the more so the dearer their channel uses are.
+        more = 10 ** (0.7 * self.config.key_offset_db * math.log2(len(frames)) / 20)
+        samples = self._samples(frames, more * (reference - frames[0]), told, rate)
         low, high = -128, 60
         while high - low > 1:
             middle = (low + high) // 2
