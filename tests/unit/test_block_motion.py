@@ -27,6 +27,7 @@ def tables(seed: int = 0) -> Counts:
 
 
 TABLES = tables()
+ROUGH = Counts.rough()
 
 
 def detailed(height: int, width: int, seed: int = 0) -> Tensor:
@@ -67,7 +68,7 @@ def test_a_shift_is_found(x: float, y: float) -> None:
     """Of whole pixels and of quarters: to a quarter in 9 of 10 inner blocks, and the picture is there again."""
     reference = detailed(128, 160)
     current = moved(reference, x, y)
-    motion = estimate(current, reference, bit_price=0.02)
+    motion = estimate(current, reference, ROUGH, bit_price=0.02)
     off = np.abs(inner(motion.base) - PER_PIXEL * np.array([x, y])).max(-1)
     assert (off <= 1).mean() > 0.9
     back = compensate(reference[None], motion.field()[None])[0]
@@ -77,7 +78,7 @@ def test_a_shift_is_found(x: float, y: float) -> None:
 
 def test_nothing_moves_in_a_still_picture() -> None:
     picture = detailed(96, 112)
-    motion = estimate(picture, picture, bit_price=0.02)
+    motion = estimate(picture, picture, ROUGH, bit_price=0.02)
     assert not motion.base.any()
     assert not motion.split.any()
 
@@ -87,7 +88,7 @@ def test_dear_bits_buy_simpler_motion(clip: Clip) -> None:
     random = torch.Generator().manual_seed(0)
     frames = clip(2, 96, 128)
     frames = (frames + 0.1 * torch.randn(frames.shape, generator=random)).clamp(0, 1)
-    spent = [block_motion.bits_of(estimate(frames[1], frames[0], bit_price=price), TABLES) for price in (0.0, 0.05, 1e3)]
+    spent = [block_motion.bits_of(estimate(frames[1], frames[0], ROUGH, bit_price=price), ROUGH) for price in (0.0, 0.05, 1e3)]
     assert spent[0] > spent[1] > spent[2]
 
 
@@ -95,7 +96,7 @@ def test_the_last_frame_s_vectors_are_candidates(clip: Clip) -> None:
     """In a flat picture any vector is as good: with free bits nothing speaks against the one before, nor for it."""
     flat = torch.full((3, 64, 64), 0.5)
     before = still(4, 4)._replace(base=np.full((4, 4, 2), 40))
-    assert set(np.unique(estimate(flat, flat, before).base)) <= {0, 40}
+    assert set(np.unique(estimate(flat, flat, ROUGH, before).base)) <= {0, 40}
 
 
 def two_motions() -> tuple[Tensor, Tensor]:
@@ -106,7 +107,7 @@ def two_motions() -> tuple[Tensor, Tensor]:
 
 def test_blocks_are_split_where_two_motions_share_them() -> None:
     current, reference = two_motions()
-    motion = estimate(current, reference, bit_price=0.05)
+    motion = estimate(current, reference, ROUGH, bit_price=0.05)
     split = motion.split[1:-1]
     assert split[:, 4].mean() > 0.7  # pixels 64 to 79
     assert np.delete(split, (0, 3, 4, 5, 9), axis=1).mean() < 0.1
@@ -118,12 +119,12 @@ def test_blocks_are_split_where_two_motions_share_them() -> None:
         (compensate(reference[None], one.field()[None])[0] - current)[..., 64:80].square().sum() for one in (motion, whole)
     )
     assert float(with_split) < 0.6 * float(without)
-    assert not estimate(current, reference, bit_price=1e3).split.any()
+    assert not estimate(current, reference, ROUGH, bit_price=1e3).split.any()
 
 
 def test_quarters_are_the_base_where_a_block_is_whole() -> None:
     current, reference = two_motions()
-    motion = estimate(current, reference, bit_price=0.05)
+    motion = estimate(current, reference, ROUGH, bit_price=0.05)
     assert motion.split.any()
     assert not motion.split.all()
     assert np.array_equal(motion.quarters[~motion.split], motion.base[~motion.split][:, None].repeat(4, 1))
@@ -199,7 +200,7 @@ def test_any_motion_comes_back(h: int, w: int, count: int, wild: float, seed: in
 
 
 def test_what_is_found_comes_back() -> None:
-    run = [estimate(*pair, bit_price=0.05) for pair in (two_motions(), two_motions()[::-1])]
+    run = [estimate(*pair, ROUGH, bit_price=0.05) for pair in (two_motions(), two_motions()[::-1])]
     assert all(one.split.any() for one in run)
     assert all(same(a, b) for a, b in zip(run, from_words(to_words(run), 6, 10, 2), strict=True))
 

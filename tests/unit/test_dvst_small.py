@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -61,10 +62,18 @@ def test_short_heads_are_refused() -> None:
     assert unpack_run(data, 3) is None
 
 
+@pytest.mark.xfail(raises=struct.error, strict=True, reason="the place of a run is counted in two bytes, up to 524,280 uses")
+def test_a_run_may_begin_far_into_a_group() -> None:
+    """32 frames of 1080p at CBR 0.02 are four million uses."""
+    unpacked = unpack_run(pack_run(Run(10, 1.0, 4_000_000, [1])), 1)
+    assert unpacked is not None
+    assert unpacked[0].first == 4_000_000
+
+
 # -- budget and quality ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cbr", [0.03, 0.05, 0.08])
+@pytest.mark.parametrize("cbr", [0.04, 0.06, 0.08])
 def test_the_budget_is_met(system: DvstSmall, cbr: float, hold: Hold) -> None:
     """Within 5 % over two groups and an odd tail, session header included; never beyond."""
     session = hold(system, CLIP, cbr=cbr)
@@ -85,6 +94,15 @@ def test_quality_rises_with_snr_and_with_rate(system: DvstSmall, hold: Hold) -> 
 def test_groups_beat_frames_on_their_own(system: DvstSmall, hold: Hold) -> None:
     """What a P-frame takes from the frame before is not sent again: better than the key-frame system for the same uses."""
     assert hold(system, CLIP, cbr=0.05).psnr_db > hold(system.key, CLIP, cbr=0.05).psnr_db + 0.5
+
+
+@torch.no_grad()
+@pytest.mark.xfail(raises=struct.error, strict=True, reason="the first price of a group can fall below a signed byte")
+def test_more_budget_than_there_is_to_send(system: DvstSmall) -> None:
+    """A picture that stands still, after a group that was much cheaper than expected: prices end at the least that can be told."""
+    ends = Ends(system, CLIP, cbr=0.3)
+    ends.tx.bias = -40
+    assert ends.show(ends.send(CLIP[:1].expand(4, -1, -1, -1)), 4).concealed == 0
 
 
 @pytest.mark.parametrize(("gop", "count"), [(1, 2), (4, 5), (4, 6), (3, 3), (8, 9)])
@@ -124,7 +142,7 @@ def noted(system: DvstSmall, monkeypatch: pytest.MonkeyPatch) -> list[list[list[
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("told", [4.0, 12.0])
+@pytest.mark.parametrize("told", [4.0, 8.0])
 def test_without_noise_the_receiver_has_the_transmitter_s_reference(
     system: DvstSmall, told: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +151,7 @@ def test_without_noise_the_receiver_has_the_transmitter_s_reference(
     They differ in the amplitude, of which the receiver has two decimals of a dB, and the power that the noise is held against.
     """
     groups = noted(system, monkeypatch)
-    ends = Ends(system, CLIP, snr_db=told)
+    ends = Ends(system, CLIP, snr_db=told, cbr=0.05)
     for frames in CLIP[:8].split(4):
         received: dict[str, Any] = {}
         for name, stream in ends.encode(frames).items():
