@@ -24,16 +24,14 @@ import memory
 import reproduction
 import torch
 from study_numbers import REFERENCE
-from study_rows import Shelf, read_list, write_list
+from study_rows import Shelf, expected, grouping, read_list, write_list
 
-from semcast.channels import make_channel
 from semcast.errors import BudgetError
 from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.machine import has_bf16
 from semcast.metrics.base import MetricSet
 from semcast.studies.compare import Plan
-from semcast.studies.rows import Row
 from semcast.studies.session import (
     Loaded,
     Radio,
@@ -65,33 +63,15 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
-def expected(loaded: Loaded, clip: Clip, frames: int, radio: Radio, seed: int) -> Row:
-    """The row that a transmission will give, without its outcome."""
-    fmt = session_format(loaded, clip.height, clip.width, clip.fps, cbr=radio.cbr, seed=seed)
-    told = radio.snr_db if radio.csi_snr_db is None else radio.csi_snr_db
-    row = Row(
-        system=fmt.system, preset=fmt.preset, weights=fmt.weights or None, clip=clip.name, frames=frames, height=fmt.height,
-        width=fmt.width, channel=make_channel(radio.channel).spec, snr_db=radio.snr_db, csi_snr_db=told, cbr_target=radio.cbr,
-        seed=seed, condition=loaded.condition if loaded.spec.kind == "digital" else None,
-    )  # fmt: skip
-    return row.model_copy(update=grouping(loaded))
-
-
-def grouping(loaded: Loaded) -> dict[str, Any]:
-    """Condition and frames of a group, for rows of a learned system of groups."""
-    if loaded.spec.kind == "digital" or loaded.spec.picture:
-        return {}
-    return {"condition": loaded.condition, "gop": loaded.system.frames_per_step}
-
-
 class Reference:
     """PSNR of the transmitter's own noise-free reference, frame by frame, as `dvst:small` makes it while it encodes."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.values: list[float | None] = []
         self._clean: list[torch.Tensor] = []
-        self._inner: Callable[..., Any] = type(loaded.system).encode_group.__get__(loaded.system)
-        loaded.system.encode_group = self._record
+        system: Any = loaded.system
+        self._inner: Callable[..., Any] = type(system).encode_group.__get__(system)
+        system.encode_group = self._record
 
     def _record(self, frames: torch.Tensor, reference: torch.Tensor, *rest: Any) -> Any:
         runs = self._inner(frames, reference, *rest)
@@ -141,8 +121,13 @@ def measure(plan: Plan, shelf: Shelf, *, reference: bool = False) -> None:
 
 def load(names: Sequence[str], condition: str, given: argparse.Namespace) -> list[Loaded]:
     """Systems under a condition, with weights from the command line where those are theirs."""
+    return [load_system(name, condition=condition, weights=weights_of(name, given)) for name in names]
+
+
+def weights_of(name: str, given: argparse.Namespace) -> str | None:
+    """The folder on the command line that belongs to a system, or None for the shipped weights."""
     folders = {weights_name(folder).partition(":")[0]: folder for folder in given.weights}
-    return [load_system(name, condition=condition, weights=folders.get(name.partition(":")[0])) for name in names]
+    return folders.get(name.partition(":")[0])
 
 
 def plan_of(given: argparse.Namespace, systems: Sequence[Loaded], clips: Sequence[Clip], **what: Any) -> Plan:
@@ -230,15 +215,16 @@ def agree(given: argparse.Namespace) -> None:
     (clip,) = clips_of(given, CLIP)
     (loaded,) = load(given.systems or ("dvst",), given.conditions[0], given)
     radio = Radio(snr_db=(given.snr or (10.0,))[0], cbr=(given.cbr or (0.015,))[0])
-    entries = [entry for entry in entries if entry["weights"] == loaded.weights]
-    there = {entry["seed"] for entry in entries if (entry["clip"], entry["cbr_target"]) == (clip.name, radio.cbr)}
+    point = {"weights": loaded.weights, "clip": clip.name, "condition": loaded.condition, "snr_db": radio.snr_db}
+    point |= {"frames": sum(1 for _ in clip.frames()), "cbr_target": radio.cbr}
+    entries = [entry for entry in entries if point.items() <= entry.items()]
+    there = {entry["seed"] for entry in entries}
     fresh = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in (seed for seed in range(given.seeds) if seed not in there):
             row = send_clip(loaded, clip, radio, Path(folder) / f"{seed}.air", seed=seed, precision=given.precision)
             cbr, psnr_db = training_forward(loaded, clip, radio, seed, given)
-            entry = {"system": row.name, "weights": row.weights, "clip": clip.name, "frames": row.frames, "seed": seed}
-            entry |= {"snr_db": radio.snr_db, "cbr_target": radio.cbr, "condition": loaded.condition, "deployed_cbr": row.cbr}
+            entry = point | {"system": row.name, "seed": seed, "deployed_cbr": row.cbr}
             fresh.append(entry | {"training_cbr": cbr, "training_psnr_db": psnr_db})
         if fresh:
             given.airs = [str(Path(folder) / f"{entry['seed']}.air") for entry in fresh]
@@ -258,7 +244,7 @@ def receive_airs(given: argparse.Namespace) -> None:
     (clip,) = clips_of(given, CLIP)
     values = []
     for air in given.airs:
-        _, decoded = receive(air, weights=given.weights[0] if given.weights else None, precision=given.precision)
+        _, decoded = receive(air, weights=weights_of((given.systems or ("dvst",))[0], given), precision=given.precision)
         measures, source = MetricSet(("psnr_rgb_db",)), clip.frames()
         for part in decoded:
             assert part.frames is not None
@@ -278,8 +264,10 @@ def speed(given: argparse.Namespace) -> None:
     names = given.systems or ("dvst",)
     for condition, precision in ((c, p) for c in given.conditions for p in (("fp32", "bf16") if has_bf16() else ("fp32",))):
         for loaded in load(names, condition, given):
+            name, own = loaded.system.name, loaded.weights
+            entries = [entry for entry in entries if entry["system"] != name or entry["weights"] == own]
             for size, count in [*dict.fromkeys(cases), ("1920x1080", 8)] if given.large else dict.fromkeys(cases):
-                key = {"system": loaded.system.name, "preset": loaded.system.preset, "weights": loaded.weights}
+                key: dict[str, Any] = {"system": name, "preset": loaded.system.preset, "weights": own}
                 key |= {"condition": condition, "precision": precision, "threads": given.threads, "size": size, "frames": count}
                 if any(key.items() <= entry.items() for entry in entries):
                     continue
@@ -291,8 +279,9 @@ def speed(given: argparse.Namespace) -> None:
                 outcome = {"encode_fps": best.encode_fps, "decode_fps": best.decode_fps, "cbr": best.cbr, "peak_mb": None}
                 if height >= 1080:
                     args = ["transmit", given.input or "scene:demo", str(given.out / "speed.mp4"), "--size", size]
-                    args += ["--max-frames", str(count), "--system", loaded.system.name, "--cbr", str(radio.cbr)]
-                    args += [part for weights in given.weights[:1] for part in ("--weights", weights)]
+                    args += ["--max-frames", str(count), "--system", name, "--cbr", str(radio.cbr)]
+                    folder = weights_of(name, given)
+                    args += ["--weights", folder] if folder else []
                     outcome["peak_mb"] = memory.peak_mb([*args, "--condition", condition, "--precision", precision])
                 entries.append(key | outcome)
                 write_list(path, entries)

@@ -38,16 +38,16 @@ def metric(key: str) -> Quality:
     return lambda row: getattr(row, key)
 
 
+def grouped(row: Row, key: str = "psnr_rgb_db") -> list[list[float | None]]:
+    """Values of a metric in groups of frames; [] where the clip is no whole number of groups, whose tail is shared out."""
+    values = row.per_frame.get(key, [])
+    whole = row.gop and len(values) % row.gop == 0
+    return [values[at : at + row.gop] for at in range(0, len(values), row.gop)] if row.gop and whole else []
+
+
 def frames_mean(intra: bool, key: str = "psnr_rgb_db") -> Quality:
     """Mean of a metric over the first frames of groups, or over all others."""
-
-    def mean(row: Row) -> float | None:
-        kept = [
-            v for i, v in enumerate(row.per_frame.get(key, [])) if row.gop and (i % row.gop == 0) is intra and v is not None
-        ]
-        return average(kept)
-
-    return mean
+    return lambda row: average([v for group in grouped(row, key) for v in (group[:1] if intra else group[1:])])
 
 
 def average(values: Sequence[float | None]) -> float | None:
@@ -201,21 +201,18 @@ def refused_table(folder: Path, part: str) -> str:
     return table(["left out", *keys[1:]], [[str(entry[key]) for key in keys] for entry in refused])
 
 
-def positions_table(rows: Sequence[Row]) -> str:
-    """PSNR by place in the group, the first four places."""
+def positions_table(rows: Sequence[Row], shown: int = 4) -> str:
+    """PSNR by place in the group, the first few places."""
     lines = []
     for row in sorted(rows, key=lambda row: (row.cbr_target or 0, row.name)):
-        values, gop = row.per_frame.get("psnr_rgb_db", []), row.gop or 1
-        lines.append(
-            [f"`{row.name}`", number(row.cbr, digits=4), *(number(average(values[at::gop])) for at in range(min(gop, 4)))]
-        )
-    return table(["system", "CBR", *(f"frame {at} of the group, dB" for at in range(4))], lines)
+        places = [average([v for group in grouped(row) for v in group[at : at + 1]]) for at in range(shown)]
+        lines.append([f"`{row.name}`", number(row.cbr, digits=4), *(number(place) for place in places)])
+    return table(["system", "CBR", *(f"frame {at} of the group, dB" for at in range(shown))], lines)
 
 
 def fall(row: Row) -> float | None:
     """PSNR of first frames of groups less that of last ones, in dB."""
-    last = row.per_frame.get("psnr_rgb_db", [])[row.gop - 1 :: row.gop] if row.gop else []
-    return minus(frames_mean(True)(row), average(last))
+    return minus(frames_mean(True)(row), average([group[-1] for group in grouped(row)]))
 
 
 def both_fps(entry: Mapping[str, Any]) -> float:

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from semcast.channels import make_channel
 from semcast.studies.rows import Row, read_rows, write_json
+from semcast.studies.session import Loaded, Radio, session_format
+from semcast.video.clip import Clip
 
 ROW_PARTS = ("kodak", "rd", "snr", "drift", "rates")
 
@@ -80,3 +83,22 @@ class Shelf:
         if entry not in self.refused:
             self.refused.append(entry)
             write_list(self.refused_path, self.refused)
+
+
+def expected(loaded: Loaded, clip: Clip, frames: int, radio: Radio, seed: int) -> Row:
+    """The row that a transmission will give, without its outcome."""
+    fmt = session_format(loaded, clip.height, clip.width, clip.fps, cbr=radio.cbr, seed=seed)
+    told = radio.snr_db if radio.csi_snr_db is None else radio.csi_snr_db
+    row = Row(
+        system=fmt.system, preset=fmt.preset, weights=fmt.weights or None, clip=clip.name, frames=frames, height=fmt.height,
+        width=fmt.width, channel=make_channel(radio.channel).spec, snr_db=radio.snr_db, csi_snr_db=told, cbr_target=radio.cbr,
+        seed=seed, condition=loaded.condition if loaded.spec.kind == "digital" else None,
+    )  # fmt: skip
+    return row.model_copy(update=grouping(loaded))
+
+
+def grouping(loaded: Loaded) -> dict[str, Any]:
+    """Condition and frames of a group, for rows of a learned system of groups."""
+    if loaded.spec.kind == "digital" or loaded.spec.picture:
+        return {}
+    return {"condition": loaded.condition, "gop": loaded.system.frames_per_step}
