@@ -209,11 +209,11 @@ def training_forward(loaded: Loaded, clip: Clip, radio: Radio, seed: int, given:
 
 
 def agree(given: argparse.Namespace) -> None:
-    """Real bytes through an air file into a fresh process, beside the training forward under the same noise seeds."""
+    """One group as real bytes through an air file into a fresh process, and by the training forward, seed by seed."""
     path = given.out / "agree.json"
     entries = read_list(path)
     (clip,) = clips_of(given, CLIP)
-    (loaded,) = load(given.systems or ("dvst",), given.conditions[0], given)
+    (loaded,) = load(given.systems or ("dvst",), given.conditions[-1], given)
     radio = Radio(snr_db=(given.snr or (10.0,))[0], cbr=(given.cbr or (0.015,))[0])
     point = {"weights": loaded.weights, "clip": clip.name, "condition": loaded.condition, "snr_db": radio.snr_db}
     point |= {"frames": sum(1 for _ in clip.frames()), "cbr_target": radio.cbr}
