@@ -181,8 +181,6 @@ def unpack_run(data: bytes, count: int) -> tuple[Run, bytes] | None:
     numbers = struct.unpack_from(f"{2 * count}b", data, size)
     run = Run(told, 10 ** ((gain / 100 - 100) / 20), first * UNIT, list(numbers[:count]), list(numbers[count:]))
     return run, data[size + 2 * count :]
-        size + 2 * count :
-    ]
 
 
 class DvstSmall(System):
