@@ -155,9 +155,9 @@ class Run(NamedTuple):
     shifts: list[int]
 
 
-_HEAD = "<bHH"  # told SNR in dB, gain in hundredths of a dB from -100 dB, first symbol in units of UNIT
+_HEAD = "<bHI"  # told SNR in dB, gain in hundredths of a dB from -100 dB, first symbol in units of UNIT
 UNIT = 8
-"""Channel uses of a P-frame come in multiples of this, so that two bytes can say where a run begins."""
+"""Channel uses of a P-frame come in multiples of this."""
 LEAST_KEY_SHARE = 0.1
 """Of a group's channel uses, for its I-frame."""
 ELASTICITY = 0.05
@@ -275,13 +275,15 @@ class DvstSmall(System):
     ) -> list[list[Coded]]:
         """P-frames in runs, within a number of channel uses; a run that there is nothing left for is empty."""
         count = len(frames)
-        price = self._price(frames, reference, uses, told, rate) + state.bias
+        price = max(-128, min(127, self._price(frames, reference, uses, told, rate) + state.bias))
         opening, spent, runs = price, 0, []
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
             for _ in range(12):
                 run = self._encode_run(frames[begin:end], reference, price, told, rate)
-                used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(len(self._side(run)) + 5 + 2 * len(run))
+                used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(
+                    len(self._side(run)) + struct.calcsize(_HEAD) + 2 * len(run)
+                )
                 if used <= uses - spent:
                     break
                 price = min(price + 4 * STEPS_PER_DB, 127)
