@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -43,31 +42,21 @@ def group() -> Any:
 # -- the head of a packet ----------------------------------------------------------------------------------------------------
 
 
+FRAMES = st.lists(st.tuples(st.integers(-128, 127), st.integers(-20, 12), st.integers(0, 65535)), max_size=4)
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(-60, 60), st.floats(1e-4, 1e4), st.integers(0, 65535), st.lists(st.integers(-128, 127), max_size=4), st.binary()
-)
-def test_heads_come_back(told: int, amplitude: float, first: int, prices: list[int], rest: bytes) -> None:
-    """The amplitude to a hundredth of a decibel, and nothing of what follows is touched."""
-    unpacked = unpack_run(pack_run(Run(told, amplitude, first * UNIT, prices, prices[::-1])) + rest, len(prices))
-    assert unpacked is not None
-    head, remainder = unpacked
-    assert (head.told, head.first, head.prices, remainder) == (told, first * UNIT, prices, rest)
-    assert head.shifts == prices[::-1]
-    assert abs(20 * math.log10(head.amplitude / amplitude)) < 0.0051
+@given(st.integers(-60, 60), st.integers(0, 10**7), FRAMES, st.binary())
+def test_heads_come_back(told: int, first: int, frames: list[tuple[int, int, int]], rest: bytes) -> None:
+    """Nothing of what follows is touched; 32 frames of 1080p at CBR 0.02 are four million uses."""
+    unpacked = unpack_run(pack_run(Run(told, first * UNIT, frames)) + rest, len(frames))
+    assert unpacked == (Run(told, first * UNIT, frames), rest)
 
 
 def test_short_heads_are_refused() -> None:
-    data = pack_run(Run(10, 1.0, 80, [1, -2], [0, -3]))
+    data = pack_run(Run(10, 80, [(1, 0, 10000), (-2, -3, 9000)]))
     assert [unpack_run(data[:size], 2) is None for size in range(len(data) + 1)] == [True] * len(data) + [False]
     assert unpack_run(data, 3) is None
-
-
-def test_a_run_may_begin_far_into_a_group() -> None:
-    """32 frames of 1080p at CBR 0.02 are four million uses."""
-    unpacked = unpack_run(pack_run(Run(10, 1.0, 4_000_000, [1], [0])), 1)
-    assert unpacked is not None
-    assert unpacked[0].first == 4_000_000
 
 
 # -- budget and quality ------------------------------------------------------------------------------------------------------
@@ -147,7 +136,7 @@ def test_without_noise_the_receiver_has_the_transmitter_s_reference(
 ) -> None:
     """Eq. (2), frame by frame: the receiver that hears the symbols themselves, told the same noise, shows x_check.
 
-    They differ in the amplitude, of which the receiver has two decimals of a dB, and the power that the noise is held against.
+    They differ by rounding alone: the packet tells both the same amplitude.
     """
     groups = noted(system, monkeypatch)
     ends = Ends(system, CLIP, snr_db=told, cbr=0.08)
@@ -167,7 +156,7 @@ def test_without_noise_the_receiver_has_the_transmitter_s_reference(
         assert len(coded) == 3
         for frame, one, source in zip(shown.frames[0, 1:], coded, frames[1:], strict=True):
             mine = one.reference[:, : frame.shape[1], : frame.shape[2]]
-            assert psnr_db(frame, mine) > psnr_db(mine, source) + 6
+            assert psnr_db(frame, mine) > psnr_db(mine, source) + 30
 
 
 @torch.no_grad()

@@ -222,19 +222,20 @@ class BlockCode(nn.Module):
         bias = (sent * (error + (price - theta) * m)).sum(1)
         return weight, bias
 
-    def tightened(self, plan: Plan, decibels: int) -> Plan:
+    def shifted(self, plan: Plan, decibels: int) -> Plan:
         """The plan for symbols that will be scaled by so many decibels: on the curves of the SNR that this leaves."""
         return plan._replace(curve=(plan.curve + decibels).clamp(0, len(self.expansion.gain_db) - 1))
 
-    def excess(self, rows: Tensor, classes: Tensor, plan: Plan) -> int:
-        """Decibels, 0 or less, that symbols of these blocks have to be scaled by, because their power exceeds the plan's.
+    def shift(self, rows: Tensor, classes: Tensor, plan: Plan) -> int:
+        """Decibels that symbols of these blocks will be scaled by to unit power, whole and a little on the safe side.
 
-        Values are rarer but larger than their class says; on curves for an SNR that is not reached, they would be mistaken.
+        Values that are larger than their class says raise the power, calm blocks lower it; curves for an SNR that is not
+        reached would be mistaken, those for a lower one waste what is there.
         """
         if not int(plan.uses.sum()):
             return 0
         power = float(self.modulate(rows, classes, plan).square().mean())
-        return max(-20, min(0, math.floor(0.5 - 10 * math.log10(max(power, 1e-9)))))
+        return max(-20, min(12, math.floor(0.25 - 10 * math.log10(max(power, 1e-9)))))
 
     # -- symbols ---------------------------------------------------------------------------------------------------------
 

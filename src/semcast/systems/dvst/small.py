@@ -132,7 +132,7 @@ class Coded(NamedTuple):
     Attributes:
         motion: of its blocks. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
             coded. reference: (3, H, W) without noise, x_check. price: of a use, in quarter decibels. shift:
-            decibels that the curves are tightened by.
+            decibels that the curves are shifted by. gain: amplitude, see :func:`amplitude_of`.
     """
 
     motion: Motion
@@ -142,20 +142,21 @@ class Coded(NamedTuple):
     reference: Tensor
     price: int
     shift: int
+    gain: int
 
 
 class Run(NamedTuple):
-    """Head of a packet of side information: told SNR in dB, amplitude of the symbols, which one is the first; and of every
-    frame the price and the decibels that its curves are tightened by."""
+    """Head of a packet of side information: told SNR in dB, and where the symbols begin, in channel uses; and of every frame
+    the price, the decibels that its curves are shifted by, and the gain (:func:`amplitude_of`).
+    """
 
     told: int
-    amplitude: float
     first: int
-    prices: list[int]
-    shifts: list[int]
+    frames: list[tuple[int, int, int]]
 
 
-_HEAD = "<bHI"  # told SNR in dB, gain in hundredths of a dB from -100 dB, first symbol in units of UNIT
+_HEAD = "<bI"  # told SNR in dB, first symbol in units of UNIT
+_FRAME = "<bbH"  # price in quarter dB, shift in dB, gain in hundredths of a dB from -100 dB
 UNIT = 8
 """Channel uses of a P-frame come in multiples of this."""
 LEAST_KEY_SHARE = 0.1
@@ -164,23 +165,30 @@ ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
 
 
+def amplitude_of(gain: int) -> float:
+    """Amplitude of a gain in hundredths of a decibel from -100 dB."""
+    return float(10 ** ((gain / 100 - 100) / 20))
+
+
+def head_size(count: int) -> int:
+    """Bytes of the head of a packet of ``count`` frames."""
+    return struct.calcsize(_HEAD) + count * struct.calcsize(_FRAME)
+
+
 def pack_run(run: Run) -> bytes:
-    """The head as bytes; the number of prices is what remains to be known, and follows from the packet's place."""
-    gain = max(0, min(65535, round(100 * (20 * math.log10(max(run.amplitude, 1e-5)) + 100))))
-    return struct.pack(_HEAD, max(-60, min(60, run.told)), gain, run.first // UNIT) + struct.pack(
-        f"{2 * len(run.prices)}b", *run.prices, *run.shifts
-    )
+    """The head as bytes; the number of frames follows from the packet's place."""
+    head = struct.pack(_HEAD, max(-60, min(60, run.told)), run.first // UNIT)
+    return head + b"".join(struct.pack(_FRAME, *frame) for frame in run.frames)
 
 
 def unpack_run(data: bytes, count: int) -> tuple[Run, bytes] | None:
     """Head and the rest of a packet of ``count`` frames, or None."""
-    size = struct.calcsize(_HEAD)
-    if len(data) < size + 2 * count:
+    end = head_size(count)
+    if len(data) < end:
         return None
-    told, gain, first = struct.unpack_from(_HEAD, data)
-    numbers = struct.unpack_from(f"{2 * count}b", data, size)
-    run = Run(told, 10 ** ((gain / 100 - 100) / 20), first * UNIT, list(numbers[:count]), list(numbers[count:]))
-    return run, data[size + 2 * count :]
+    told, first = struct.unpack_from(_HEAD, data)
+    frames = list(struct.iter_unpack(_FRAME, data[struct.calcsize(_HEAD) : end]))
+    return Run(told, first * UNIT, frames), data[end:]
 
 
 class DvstSmall(System):
@@ -257,14 +265,13 @@ class DvstSmall(System):
         reference = self.key_reference(payload, state, told, generator)
         runs = self.encode_group(frames, reference, budget.uses - key_uses, told, rate, state)
         symbols = torch.cat([coded.symbols for run in runs for coded in run] or [torch.zeros(0)])
-        amplitude = float(symbols.square().mean().clamp_min(1e-9).rsqrt()) if len(symbols) else 1.0
         packets, at = [], 0
         for run in runs:
-            head = Run(told, amplitude, at, [coded.price for coded in run], [coded.shift for coded in run])
+            head = Run(told, at, [(coded.price, coded.shift, coded.gain) for coded in run])
             at += sum(len(coded.symbols) for coded in run) // 2
             packets.append(Packet(pack_run(head) + self._side(run) if run else b"", mcs=rate.mcs))
         streams["side"] = Digital([packets])
-        streams["latent"] = Analog(spread(as_complex(symbols[None] * (amplitude / math.sqrt(2)))))
+        streams["latent"] = Analog(spread(as_complex(symbols[None] / math.sqrt(2))))
         return streams, state, aux
 
     def _side(self, run: Sequence[Coded]) -> bytes:
@@ -279,16 +286,7 @@ class DvstSmall(System):
         opening, spent, runs = price, 0, []
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
-            for _ in range(12):
-                run = self._encode_run(frames[begin:end], reference, price, told, rate)
-                used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(
-                    len(self._side(run)) + struct.calcsize(_HEAD) + 2 * len(run)
-                )
-                if used <= uses - spent:
-                    break
-                price = min(price + 4 * STEPS_PER_DB, 127)
-            else:
-                run, used = [], 0
+            run, used, price = self._fitting_run(frames[begin:end], reference, price, uses - spent, end == count, told, rate)
             if run:
                 reference = run[-1].reference
             runs.append(run)
@@ -298,6 +296,29 @@ class DvstSmall(System):
                 price = round(min(127.0, max(-128.0, price - max(-12.0, min(12.0, math.log(fair) / ELASTICITY)))))
         state.bias = max(-40, min(40, state.bias + (price - opening) // 2))
         return runs
+
+    def _fitting_run(
+        self, frames: Tensor, reference: Tensor, price: int, left: int, last: bool, told: int, rate: SideRate
+    ) -> tuple[list[Coded], int, int]:
+        """A run within ``left`` channel uses, what it takes, and its price; the last of a group is to use them up."""
+        best: list[Coded] = []
+        most, at = 0, price
+        for _ in range(6 if left > 0 else 0):
+            run = self._encode_run(frames, reference, price, told, rate)
+            side = len(self._side(run)) + head_size(len(run))
+            used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(side)
+            if used > left:
+                if best:
+                    break
+                price += max(2, min(24, math.ceil(math.log(used / left) / ELASTICITY)))
+            else:
+                if used > most:
+                    best, most, at = run, used, price
+                if not last or used > 0.95 * left or price <= -128:
+                    break
+                price -= max(1, min(24, round(0.8 * math.log(left / used) / ELASTICITY)))
+            price = max(-128, min(127, price))
+        return best, most, at if best else price
 
     def _encode_run(self, frames: Tensor, reference: Tensor, price: int, told: int, rate: SideRate) -> list[Coded]:
         run: list[Coded] = []
@@ -325,15 +346,18 @@ class DvstSmall(System):
             )  # fmt: skip
             plan = self.code.plan_at(classes.flatten(), price, told)
             rows = y[0].flatten(1).T
-            shift = self.code.excess(rows, classes.flatten(), plan)
-            plan = self.code.tightened(plan, shift)
+            shift = self.code.shift(rows, classes.flatten(), plan)
+            plan = self.code.shifted(plan, shift)
             symbols = self.code.modulate(rows, classes.flatten(), plan)
         symbols = F.pad(symbols, (0, -len(symbols) % (2 * UNIT)))
+        power = float(symbols.square().mean()) if len(symbols) else 1.0
+        gain = max(0, min(65535, round(100 * (100 - 10 * math.log10(max(power, 1e-9))))))
+        symbols = symbols * amplitude_of(gain)
         noise = torch.full_like(symbols, 10 ** (-told / 10))
-        amplitude = torch.ones(len(plan.uses))
+        amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
         conditions = self._conditions(float(told), price, classes[None])
         x_check = self._reconstruct(context, symbols, noise, amplitude, classes[None], plan, conditions)
-        return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price, shift)
+        return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price, shift, gain)
 
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
@@ -478,9 +502,9 @@ class DvstSmall(System):
             return None
         at, frames = head.first, []
         x, noise_var = air
-        for price, shift, (motion, classes) in zip(head.prices, head.shifts, side, strict=True):
+        for (price, shift, gain), (motion, classes) in zip(head.frames, side, strict=True):
             classes_ = torch.from_numpy(classes)[None]
-            plan = self.code.tightened(self.code.plan_at(classes_.flatten(), price, head.told), shift)
+            plan = self.code.shifted(self.code.plan_at(classes_.flatten(), price, head.told), shift)
             uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
             if at + uses > x.shape[1]:
                 return None
@@ -491,7 +515,7 @@ class DvstSmall(System):
             measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
             context = block_motion.compensate(reference, motion.field()[None])
             conditions = self._conditions(measured_db, price, classes_)
-            amplitude = torch.full((len(plan.uses),), head.amplitude)
+            amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
             reference = self._reconstruct(context, values, noise, amplitude, classes_, plan, conditions)
             reference = reference if self.training else reference.clamp(0, 1)
             frames.append(reference)

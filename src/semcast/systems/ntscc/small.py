@@ -99,7 +99,7 @@ class State(NamedTuple):
     last: Tensor | None = None
 
 
-_HEAD = "<bbH"  # told SNR in dB, by how many dB curves are tightened, gain in hundredths of a dB from -100 dB
+_HEAD = "<bbH"  # told SNR in dB, by how many dB curves are shifted, gain in hundredths of a dB from -100 dB
 
 
 class NtsccSmall(System):
@@ -149,8 +149,8 @@ class NtsccSmall(System):
         plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(maps, told.tolist(), strict=True)]
         with torch.autocast("cpu", enabled=False):
             blocks = y.flatten(2).movedim(1, -1)
-            shift = [self.code.excess(one, own.flatten(), plan) for one, own, plan in zip(blocks, maps, plans, strict=True)]
-            plans = [self.code.tightened(plan, by) for plan, by in zip(plans, shift, strict=True)]
+            shift = [self.code.shift(one, own.flatten(), plan) for one, own, plan in zip(blocks, maps, plans, strict=True)]
+            plans = [self.code.shifted(plan, by) for plan, by in zip(plans, shift, strict=True)]
             symbols = self.code.modulate(blocks.flatten(0, 1), classes.flatten(), joined(plans)).reshape(len(y), -1)
         amplitude = symbols.square().mean(1).clamp_min(1e-9).rsqrt()
         latent = Analog(spread(as_complex(symbols)))
@@ -210,7 +210,7 @@ class NtsccSmall(System):
         plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
         if any(int(plan.uses.sum()) != 2 * uses for plan in plans):
             return None
-        plans = [self.code.tightened(plan, round(by)) for plan, by in zip(plans, shift.tolist(), strict=True)]
+        plans = [self.code.shifted(plan, round(by)) for plan, by in zip(plans, shift.tolist(), strict=True)]
         x, noise_var = despread(rx)
         # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
         values, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
@@ -255,7 +255,7 @@ class NtsccSmall(System):
 
 
 def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
-    """Told SNR in dB, tightening in dB, amplitude and classes (1, h, w) from a packet; None where it was lost or is damaged."""
+    """Told SNR in dB, shift of the curves in dB, amplitude, classes (1, h, w) of a packet; None where it is lost or damaged."""
     size = struct.calcsize(_HEAD)
     if data is None or len(data) < size:
         return None
