@@ -14,8 +14,8 @@ import random
 import torch
 from torch import Tensor
 
+from semcast.systems.conditions import Condition, load_condition
 from semcast.systems.digital import conceal
-from semcast.systems.digital.conditions import Condition, load_condition
 from semcast.systems.digital.system import DigitalSystem
 from semcast.types import Budget, Csi, Format, Step
 from semcast.video.io import open_clips

@@ -14,7 +14,7 @@ import time
 
 import torch
 
-from semcast.systems.digital.conditions import load_condition
+from semcast.systems.conditions import load_condition
 from semcast.systems.digital.packets import unpack
 from semcast.systems.digital.system import DigitalSystem
 from semcast.types import Budget, Csi, Format, Step

@@ -18,10 +18,10 @@ from statistics import mean
 
 import torch
 from bjontegaard import bd_rate
+from semcast.systems.digital.conditions import Condition, load_condition
 from torch import Tensor
 
 from semcast.systems.digital.codec import H264, H265
-from semcast.systems.digital.conditions import Condition, load_condition
 from semcast.systems.digital.packets import pack, unpack
 from semcast.systems.digital.system import CODECS, MATRIX, PREFIX_BYTES
 from semcast.video.colour import rgb_to_yuv420

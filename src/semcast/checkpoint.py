@@ -1,5 +1,7 @@
 """A checkpoint is a folder: config.json + model.safetensors (fp16) + card.json.
 
+It belongs to a system, or to a task model of the receiver's: a module that has ``name``, ``preset`` and ``config``.
+
 The card says what the weights were trained on, under which licence, with which seed and schedule, and which numbers they must
 reproduce. Nothing is pickled.
 """
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from semcast.errors import UnknownNameError, WeightsError
 from semcast.systems import SYSTEMS
@@ -29,19 +32,36 @@ def weights_id(folder: Path) -> str:
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-def shipped(system: str, preset: str) -> Path | None:
+def shipped(name: str, preset: str) -> Path | None:
     """The folder of the checkpoint that comes with the package, or None."""
-    folder = Path(str(resources.files("semcast"))) / "weights" / f"{system}-{preset}"
+    folder = Path(str(resources.files("semcast"))) / "weights" / f"{name}-{preset}"
     return folder if (folder / "model.safetensors").is_file() else None
 
 
-def _config(system: System) -> dict[str, Any]:
+def _config(system: nn.Module) -> dict[str, Any]:
     config = getattr(system, "config", None)
     values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {}
     return {"system": system.name, "preset": system.preset, "config": values}
 
 
-def save(system: System, folder: str | Path, card: dict[str, Any], *, state: dict[str, torch.Tensor] | None = None) -> Path:
+def _key_name(system: nn.Module) -> str:
+    return str(getattr(system, "key_name", ""))
+
+
+def _own(system: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the key-frame system's tensors, where those stand in another checkpoint."""
+    return {name: t for name, t in state.items() if not (_key_name(system) and name.startswith("key."))}
+
+
+def attach_key(system: System, condition: str = "strong") -> str:
+    """Give a system the key-frame system that it asks for, with its weights; returns their :func:`weights_id`."""
+    if not system.key_name:
+        return ""
+    system.key, digest = make_system(system.key_name, condition=condition)
+    return digest
+
+
+def save(system: nn.Module, folder: str | Path, card: dict[str, Any], *, state: dict[str, torch.Tensor] | None = None) -> Path:
     """Write a checkpoint; floating-point tensors are stored as fp16.
 
     Args:
@@ -52,10 +72,14 @@ def save(system: System, folder: str | Path, card: dict[str, Any], *, state: dic
     target.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (t.detach().half() if t.is_floating_point() else t.detach()).cpu().contiguous()
-        for name, t in (state or system.state_dict()).items()
+        for name, t in _own(system, state or system.state_dict()).items()
     }
     save_file(tensors, target / "model.safetensors")
-    (target / "config.json").write_text(json.dumps(_config(system), indent=2) + "\n")
+    config = _config(system)
+    key = shipped(*_key_name(system).split(":")) if ":" in _key_name(system) else None
+    if key is not None:
+        config["key_weights"] = weights_id(key)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (target / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
     return target
 
@@ -66,11 +90,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def load(system: System, folder: str | Path) -> str:
+def load(system: nn.Module, folder: str | Path) -> str:
     """Load a checkpoint into ``system`` and return its :func:`weights_id`.
 
     Raises:
-        WeightsError: the folder is no checkpoint, is damaged, or belongs to another system, preset or configuration.
+        WeightsError: the folder is no checkpoint, is damaged, or belongs to something else, another preset or configuration.
     """
     source = Path(folder)
     missing = [name for name in FILES[:2] if not (source / name).is_file()]
@@ -87,13 +111,18 @@ def load(system: System, folder: str | Path) -> str:
     have = f"{config.get('system')}:{config.get('preset')}"
     if have != want:
         raise WeightsError(f"the weights in {source} belong to {have}, not to {want}; pass the matching --weights or --system")
+    key = shipped(*_key_name(system).split(":")) if ":" in _key_name(system) else None
+    if key is not None and config.get("key_weights") != weights_id(key):
+        raise WeightsError(
+            f"the weights in {source} were trained with other key frames than the {_key_name(system)} here: retrain them"
+        )
     if config.get("config") != json.loads(json.dumps(_config(system)["config"])):
         raise WeightsError(f"the weights in {source} were trained with another configuration of {want}: retrain or update them")
-    own = system.state_dict()
+    own = _own(system, system.state_dict())
     wrong = sorted(set(own) ^ set(tensors)) + [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
     if wrong:
         raise WeightsError(f"the weights in {source} do not fit {want}: {len(wrong)} tensors differ, first {wrong[0]!r}")
-    system.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    system.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()}, strict=not _key_name(system))
     return weights_id(source)
 
 
@@ -117,14 +146,11 @@ def make_system(name: str, *, condition: str = "strong", weights: str | Path | N
         raise UnknownNameError(f"preset of {base}", preset, spec.presets)
     system = spec.make(preset, condition)
     system.name, system.preset = base, preset
+    digest = attach_key(system, condition)
     if not spec.trained:
         if weights is not None:
             raise WeightsError(f"{base} has no weights to load; leave out --weights")
-        if spec.key:
-            inner, digest = make_system(spec.key, condition=condition)
-            system.key = inner
-            return system.eval(), digest
-        return system.eval(), ""
+        return system.eval(), digest
     folder = shipped(base, preset) if weights is None else Path(weights)
     if folder is None:
         raise WeightsError(

@@ -227,9 +227,19 @@ class Link(nn.Module):
         # a step that is granted few uses meets less of the fading; powers of two, so that few choices have to be made
         self._send_uses = min(max(1 << (max(math.floor(nominal), 1).bit_length() - 1), SHORT_USES), SEND_USES)
         mcs = self.mcs()
-        csi = Csi(self.told_snr_db.expand(batch).clone(), self.modem.bits_per_use(mcs), 0, dict(self._acks))
+        told = self.told_snr_db.expand(batch).clone()
+        csi = Csi(told, self.modem.bits_per_use(mcs), 0, dict(self._acks), self._spread_snr_db(told))
         payload = 0 if self.training else self.modem.bytes_for_uses(uses, mcs)
         return csi, Budget(uses, math.floor(nominal), self.cbr, 1.0, payload, self._uses_for_packets, self._robust_mcs)
+
+    def _spread_snr_db(self, snr_db: Tensor) -> Tensor | None:
+        """What :attr:`Csi.fading_snr_db` says, from gains that are typical of the channel; None where it does not fade."""
+        gains = self._gains(SEND_USES)
+        if gains is None:
+            return None
+        snr = 10 ** (snr_db[:, None] / 10) * gains.abs().square().flatten()
+        kept = (snr / (1 + snr)).mean(1).clamp(1e-6, 1 - 1e-6)
+        return 10 * (kept / (1 - kept)).log10()
 
     def _uses_for_packets(self, sizes: list[int], mcs: str | None) -> int:
         if mcs is None:

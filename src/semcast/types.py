@@ -61,6 +61,8 @@ class Csi:
 
     Attributes:
         snr_db: (B,) float32 Es/N0 in dB, as told to the transmitter (``--csi-snr`` makes it wrong on purpose).
+        fading_snr_db: (B,) float32, or None for the same: the SNR that is left where symbols are spread over all of the
+            channel's gains and LMMSE equalised; lower than ``snr_db`` where it fades.
         bits_per_use: information bits that one channel use carries at the modulation and coding the link would pick now.
         age: age of the estimate in channel uses; 0 is fresh.
         acks: for the packets of the previous send, stream name -> list of arrived flags, or empty.
@@ -70,6 +72,12 @@ class Csi:
     bits_per_use: float = 1.0
     age: int = 0
     acks: Mapping[str, list[bool]] = field(default_factory=dict)
+    fading_snr_db: Tensor | None = None
+
+    @property
+    def spread_snr_db(self) -> Tensor:
+        """(B,) of a stream that is spread (:mod:`semcast.layers.spread`)."""
+        return self.snr_db if self.fading_snr_db is None else self.fading_snr_db
 
 
 @dataclass(frozen=True)

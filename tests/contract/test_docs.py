@@ -112,7 +112,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_scenes_channels_and_conditions_in_the_docs_exist() -> None:
     from semcast.channels import make_channel
-    from semcast.systems.digital.conditions import condition_names
+    from semcast.systems.conditions import condition_names
     from semcast.video.scenes import SCENES
 
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)

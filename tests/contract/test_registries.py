@@ -9,7 +9,7 @@ import torch
 
 from semcast.channels import CHANNELS, make_channel
 from semcast.errors import UnknownNameError
-from semcast.goals import GOALS
+from semcast.goals import GOALS, TASK_MODELS
 from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.metrics import METRICS
@@ -19,7 +19,7 @@ from semcast.registry import Registry
 from semcast.systems import SYSTEMS
 from semcast.types import Analog, Decoded, Digital, Format, Packet, RxAnalog, Step
 
-REGISTRIES: list[Registry] = [SYSTEMS, CHANNELS, MODEMS, METRICS, GOALS]
+REGISTRIES: list[Registry] = [SYSTEMS, CHANNELS, MODEMS, METRICS, GOALS, TASK_MODELS]
 SPECIFICATIONS = sorted({text for name in CHANNELS for text in (name, CHANNELS.get(name).example)} - {"trace"})
 
 
@@ -188,9 +188,10 @@ def test_goals_name_metrics_that_exist(name: str) -> None:
     assert goal.metrics
     assert all(metric in METRICS for metric in goal.metrics)
     assert goal.output in Decoded.__dataclass_fields__
+    assert bool(goal.classes) == any(METRICS.get(metric).inputs == "labels" for metric in goal.metrics)
 
 
-@pytest.mark.parametrize("name", [n for n in GOALS if GOALS.get(n).output == "frames"])
+@pytest.mark.parametrize("name", [n for n in GOALS if not GOALS.get(n).truth])
 def test_distortion_is_zero_only_for_what_was_sent(name: str, generator: torch.Generator) -> None:
     frames = torch.rand(2, 1, 3, 64, 64, generator=generator)
     goal = GOALS.get(name)

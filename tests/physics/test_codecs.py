@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semcast.systems.digital.conditions import load_condition
+from semcast.systems.conditions import load_condition
 from semcast.systems.digital.system import DigitalSystem
 from semcast.types import Budget, Csi, Format, Step
 

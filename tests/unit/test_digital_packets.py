@@ -5,8 +5,8 @@ import random
 import pytest
 
 from semcast.errors import InputError, UnknownNameError
+from semcast.systems.conditions import condition_names, load_condition, parse_condition
 from semcast.systems.digital import bitstream
-from semcast.systems.digital.conditions import condition_names, load_condition, parse_condition
 from semcast.systems.digital.packets import Unit, pack, unpack
 
 SIZES = [3, 1, 90, 127, 128, 300, 5000, 20000, 2, 17]

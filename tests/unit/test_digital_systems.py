@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from semcast.errors import BudgetError
-from semcast.systems.digital.conditions import Condition, load_condition
+from semcast.systems.conditions import Condition, load_condition
 from semcast.systems.digital.system import CODECS, DigitalSystem
 from semcast.types import Budget, Csi, Format, Step
 

@@ -17,6 +17,7 @@ from semcast.app import show
 from semcast.app.options import Common, check_choice, check_output, frame_size, names, numbers, one_number
 from semcast.channels import make_channel
 from semcast.errors import AirFileError, InputError, WeightsError
+from semcast.goals import GOALS
 from semcast.metrics.base import MetricSet
 from semcast.studies.compare import Comparison, Plan
 from semcast.studies.rows import write_json
@@ -25,6 +26,7 @@ from semcast.studies.session import (
     Precision,
     Radio,
     check_goal,
+    check_truth,
     default_metrics,
     load_system,
     resolve_precision,
@@ -98,6 +100,8 @@ def understand(typed: Common) -> Request:
     clips = open_clips(
         typed.source, size=frame_size(typed.size), fps=typed.fps, stills=typed.stills, max_frames=typed.max_frames
     )
+    for clip in clips:
+        check_truth(clip, typed.goal)
     radio = Radio(
         typed.channels[0], snrs[0], cbrs[0], typed.csi_snr, typed.phy, typed.harq, typed.mcs, typed.bandwidth_hz, typed.power_w
     )
@@ -107,7 +111,8 @@ def understand(typed: Common) -> Request:
 def _metrics(typed: Common) -> list[str]:
     """The metrics asked for, or those of the goal that can be measured here."""
     wanted = default_metrics(typed.goal) if typed.metrics is None else names(typed.metrics, "--metrics")
-    measures = MetricSet(wanted)
+    goal = GOALS.get(typed.goal)
+    measures = MetricSet(wanted, classes=len(goal.classes) or None, ignore_index=goal.ignore_index)
     missing = measures.unavailable() if typed.metrics is None else {}
     measures.close()
     return [name for name in wanted if name not in missing]

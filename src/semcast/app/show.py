@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semcast.studies.rows import Row
+from semcast.studies.stats import points
 
 PIPED_WIDTH = 160
 
@@ -32,6 +33,9 @@ _COLUMNS: tuple[tuple[str, Any], ...] = (
     ("MS-SSIM dB", lambda row: _number(row.ms_ssim_rgb_db, 2)),
     ("LPIPS", lambda row: _number(row.lpips_squeeze, 4)),
     ("VMAF", lambda row: _number(row.vmaf, 1)),
+    ("mIoU", lambda row: _number(row.miou, 3)),
+    ("clean", lambda row: _number(row.miou_clean, 3)),
+    ("pixel acc.", lambda row: _number(row.pixel_accuracy, 3)),
     ("lost", lambda row: f"{row.packets_lost}/{row.packets_sent}" if row.packets_sent else "–"),
     ("concealed", lambda row: str(row.concealed_frames or "–")),
     ("MCS", lambda row: row.mcs or "–"),
@@ -56,6 +60,21 @@ def rows(found: Sequence[Row]) -> None:
     for row in found:
         table.add_row(row.name, *(str(getattr(row, key)) for key in telling), *(value(row) for _, value in columns))
     out.print(table)
+    _over_all_clips(out, found)
+
+
+def _over_all_clips(out: Console, found: Sequence[Row]) -> None:
+    """What is measured on labels, over the pixels of all clips: a line per operating point."""
+    if len({row.clip for row in found}) < 2:
+        return
+    for point in points(found, "miou"):
+        if point.quality is not None:
+            clean = points(point.rows, "miou_clean")[0].quality
+            accuracy = points(point.rows, "pixel_accuracy")[0].quality
+            where = f"{point.series} over {point.channel}" + ("" if point.snr_db is None else f" at {point.snr_db:g} dB")
+            values = [f"mIoU {point.quality.mean:.4f}", f"clean {clean.mean:.4f}" if clean else "",
+                      f"pixel accuracy {accuracy.mean:.4f}" if accuracy else ""]  # fmt: skip
+            out.print(f"{where}, CBR {_number(point.cbr, 4)}, all clips together: {', '.join(v for v in values if v)}")
 
 
 def outcome(row: Row) -> None:
@@ -68,6 +87,9 @@ def outcome(row: Row) -> None:
             ("MS-SSIM", row.ms_ssim_rgb, 4, ""),
             ("LPIPS", row.lpips_squeeze, 4, ""),
             ("VMAF", row.vmaf, 1, ""),
+            ("mIoU", row.miou, 4, ""),
+            ("clean mIoU", row.miou_clean, 4, ""),
+            ("pixel accuracy", row.pixel_accuracy, 4, ""),
         )
         if value is not None
     ]
@@ -87,8 +109,9 @@ def outcome(row: Row) -> None:
 
 
 def systems() -> None:
-    """Print every registered system."""
+    """Print every registered system, and the receiver's task models."""
     from semcast import checkpoint
+    from semcast.goals import TASK_MODELS
     from semcast.systems import SYSTEMS
 
     out = console()
@@ -106,6 +129,13 @@ def systems() -> None:
         for label, text in lines:
             if text:
                 out.print(f"    {label}: {_plain(text)}")
+    for name in TASK_MODELS:
+        model = TASK_MODELS.get(name)
+        out.print(f"[bold]{name}[/bold]  {_plain(model.summary)}")
+        for preset in model.presets:
+            folder = checkpoint.shipped(name, preset)
+            card = checkpoint.read_card(folder) if folder else None
+            out.print(f"    weights of {preset}: {_plain('none shipped' if card is None else _card(card))}")
 
 
 def _card(card: dict[str, Any]) -> str:
@@ -113,9 +143,12 @@ def _card(card: dict[str, Any]) -> str:
     data = card.get("data")
     trained = ", ".join(map(str, data)) if isinstance(data, list) else str(data or "not stated")
     parts = [f"trained on {trained}", f"licence of the data: {card.get('licence') or card.get('license') or 'not stated'}"]
-    score = (card.get("validation") or {}).get("psnr_rgb_db")
-    if score is not None:
-        parts.append(f"{score:.2f} dB PSNR on {card['validation'].get('what', 'held-out clips')}")
+    validation = card.get("validation") or {}
+    where = validation.get("what", "held-out clips")
+    if validation.get("psnr_rgb_db") is not None:
+        parts.append(f"{validation['psnr_rgb_db']:.2f} dB PSNR on {where}")
+    if validation.get("miou") is not None:
+        parts.append(f"mIoU {validation['miou']:.3f} on {where}")
     return "; ".join(parts)
 
 

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 from semcast.registry import Registry
 
 if TYPE_CHECKING:
-    from semcast.goals.base import Goal
+    from semcast.goals.base import Goal, TaskModelSpec
 
 GOALS: Registry[Goal] = Registry("goal")
 
 GOALS.add("watch", "semcast.goals.watch:GOAL")
+GOALS.add("segment", "semcast.goals.segment:GOAL")
+
+TASK_MODELS: Registry[TaskModelSpec] = Registry("task model")
+
+TASK_MODELS.add("segmenter", "semcast.goals.segmenter:SPEC")

@@ -79,6 +79,11 @@ class BlockClasses(nn.Module):
         blocks = F.pixel_unshuffle(frames, BLOCK) - self.mean[:, None, None]
         return F.conv2d(blocks, self.basis[:, :, None, None])
 
+    def synthesise(self, coefficients: Tensor) -> Tensor:
+        """The inverse of :meth:`analyse` but for what the basis leaves out: (N, L, h, w) -> (N, 3, 16 h, 16 w)."""
+        blocks = F.conv2d(coefficients, self.basis.T[:, :, None, None]) + self.mean[:, None, None]
+        return F.pixel_shuffle(blocks, BLOCK)
+
     def classify(self, coefficients: Tensor) -> Tensor:
         """(N, L, h, w) -> (N, h, w) int64, the likeliest class."""
         if self.classes == 1:
@@ -89,23 +94,33 @@ class BlockClasses(nn.Module):
     def _classify_rows(self, rows: Tensor) -> Tensor:
         """(N, L) -> (N,)."""
         variance = self.std.square() + self.floor
+        return self.scores(rows, 1 / variance, variance.log().sum(1)).argmin(1)
+
+    def scores(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Weighted energy of blocks (N, L) in every class's own basis, weights (C, L), plus biases (C,) -> (N, C)."""
+        return self.weigh(self.energies(rows), rows, weight, bias)
+
+    def energies(self, rows: Tensor) -> Tensor:
+        """Squares of the rotated coefficients of blocks (N, L) in every class's own basis -> (C, N, rotated)."""
         M = self.rotated
-        score = rows[:, M:].square() @ (1 / variance[:, M:]).T + variance.log().sum(1)
-        if M:
-            turned = [(rows[:, :M] @ R.T).square() @ (1 / v) for R, v in zip(self.rotations, variance[:, :M], strict=True)]
-            score = score + torch.stack(turned, 1)
-        return score.argmin(1)
+        return torch.stack([(rows[:, :M] @ R.T).square_() for R in self.rotations]) if M else rows[None, :, :0]
+
+    def weigh(self, energies: Tensor, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """:meth:`scores` from :meth:`energies`."""
+        M = self.rotated
+        score = rows[:, M:].square() @ weight[:, M:].T + bias
+        return score + (energies @ weight[:, :M, None])[..., 0].T if M else score
 
     def rotate(self, rows: Tensor, classes: Tensor, *, back: bool = False) -> Tensor:
         """Turn (N, L) coefficients of blocks of these classes (N,) into their classes' own bases, or back."""
         M = self.rotated
         if not M:
             return rows
-        turned = rows.clone()
-        for index in classes.unique().tolist():
-            R = self.rotations[index]
-            turned[classes == index, :M] = rows[classes == index, :M] @ (R if back else R.T)
-        return turned
+        order = classes.argsort()
+        counts = torch.bincount(classes, minlength=self.classes).tolist()
+        pieces = rows[order, :M].split(counts)
+        turned = torch.cat([x @ (R if back else R.T) for x, R in zip(pieces, self.rotations, strict=True)])
+        return torch.cat([turned[order.argsort()], rows[:, M:]], 1)
 
     def _strongest_first(self) -> Tensor:
         """Indices of (class, coefficient) by falling variance; kept while the statistics stay the same."""

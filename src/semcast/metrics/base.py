@@ -137,6 +137,18 @@ class MetricSet:
         """Name -> value of the clip; None where the metric is unavailable or got no data."""
         return {name: metric.clip() for name, metric in self.metrics.items()}
 
+    def label_counts(self) -> dict[str, list[int]]:
+        """Pixels per class behind the metrics on labels: ``hits``, ``truth``, ``predicted``; {} without such a metric or data.
+
+        Sums of these over clips give the mIoU of a whole data set, which is not the mean of the clips' own.
+        """
+        from semcast.metrics.task import LabelMetric
+
+        for metric in self.metrics.values():
+            if isinstance(metric, LabelMetric) and int(metric.confusion.sum()):
+                return metric.counts()
+        return {}
+
     def unavailable(self) -> dict[str, str]:
         """Name -> why it yields nothing here."""
         return {name: metric.unavailable for name, metric in self.metrics.items() if metric.unavailable}

@@ -49,6 +49,11 @@ class LabelMetric(Metric):
         """Value over all pixels of the clip, or None without data."""
         return self.of_confusion(self.confusion) if int(self.confusion.sum()) else None
 
+    def counts(self) -> dict[str, list[int]]:
+        """Pixels per class: ``hits`` (labelled right), ``truth`` and ``predicted``."""
+        parts = {"hits": self.confusion.diagonal(), "truth": self.confusion.sum(1), "predicted": self.confusion.sum(0)}
+        return {name: part.tolist() for name, part in parts.items()}
+
     @staticmethod
     def of_confusion(confusion: Tensor) -> float:
         """Value of a (truth, prediction) matrix of pixel counts."""

@@ -50,6 +50,7 @@ COLUMNS: tuple[tuple[str, str, int, str, str], ...] = (
     ("vmaf", "VMAF", 1, "higher", "VMAF, 0 to 100"),
     ("miou", "mIoU", 3, "higher", "mean intersection over union"),
     ("pixel_accuracy", "pixel acc.", 3, "higher", "share of pixels with the right label"),
+    ("miou_clean", "mIoU clean", 3, "", "mean intersection over union of the task model on the source itself"),
     ("top1", "top-1", 3, "higher", "share of clips with the right class"),
     ("loss", "lost", 0, "", "packets lost / packets sent"),
     ("concealed_frames", "concealed", 0, "", "frames that were concealed, not decoded"),

@@ -30,8 +30,9 @@ class Row(BaseModel):
 
     Units are in the names. ``cbr`` is channel uses per 3HWT source values of the original clip, one use being one complex
     symbol; ``snr_db`` is Es/N0 per complex symbol. ``streams`` maps a stream's name to its channel uses, ``per_frame`` a
-    metric's name to one value per frame. ``paper_conventions`` holds the rate as the paper counts it, by name;
-    ``footnotes`` say what was free.
+    metric's name to one value per frame. ``paper_conventions`` holds the rate as the paper counts it, by name; ``footnotes``
+    say what was free. ``miou_clean`` is what the task model reaches on the source itself; ``label_counts`` holds pixels per
+    class, ``hits``, ``truth`` and ``predicted``, of ``received`` and ``clean``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +73,8 @@ class Row(BaseModel):
     vmaf: float | None = None
     miou: float | None = None
     pixel_accuracy: float | None = None
+    miou_clean: float | None = None
+    pixel_accuracy_clean: float | None = None
     top1: float | None = None
     papr_db: float | None = None
     goodput_bps: float | None = None
@@ -85,6 +88,7 @@ class Row(BaseModel):
     footnotes: list[str] = []
     paper_conventions: dict[str, float | int | str | None] = {}
     per_frame: dict[str, list[float | None]] = {}
+    label_counts: dict[str, dict[str, list[int]]] = {}
 
     @field_validator("*", mode="before")
     @classmethod

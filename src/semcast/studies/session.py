@@ -23,9 +23,11 @@ from semcast import checkpoint
 from semcast.air import AirReader, AirWriter, as_sent, play
 from semcast.errors import InputError, WeightsError
 from semcast.goals import GOALS
+from semcast.goals.base import Goal
 from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.machine import has_bf16, return_freed_memory
+from semcast.metrics import METRICS
 from semcast.metrics.base import MetricSet
 from semcast.studies.rows import Row
 from semcast.studies.stats import goodput_bps, outage
@@ -39,7 +41,6 @@ from semcast.video.steps import steps
 Precision = Literal["auto", "bf16", "fp32"]
 OUTAGE_PSNR_DB = 25.0
 SEED_MAX = 2**32 - 2  # the session header has 32 bits for it, and the receiver's generator takes the next one
-LABEL_METRICS = ("miou", "pixel_accuracy")
 TRIM_FRAMES = 32  # how often free memory is handed back; it costs a digital chain 4 % of its time
 
 
@@ -96,7 +97,7 @@ def load_system(name: str, *, condition: str = "strong", weights: str | Path | N
     Raises:
         UnknownNameError: no such system, preset or condition. WeightsError: weights absent, damaged or of another preset.
     """
-    from semcast.systems.digital.conditions import load_condition
+    from semcast.systems.conditions import load_condition
 
     condition = load_condition(condition).name
     system, weights_id = checkpoint.make_system(name, condition=condition, weights=weights)
@@ -131,9 +132,9 @@ def _outside_autocast(source: Iterator[Step]) -> Iterator[Step]:
         yield step
 
 
-def default_metrics(goal: str, *, classes: int | None = None) -> list[str]:
-    """The metrics of a goal; those on labels only where the number of classes is known."""
-    return [name for name in GOALS.get(goal).metrics if name not in LABEL_METRICS or classes is not None]
+def default_metrics(goal: str) -> list[str]:
+    """The metrics of a goal."""
+    return list(GOALS.get(goal).metrics)
 
 
 def check_goal(loaded: Loaded, goal: str) -> None:
@@ -141,6 +142,18 @@ def check_goal(loaded: Loaded, goal: str) -> None:
     GOALS.get(goal)
     if goal not in loaded.spec.goals:
         raise InputError(f"{loaded.system.name} does not serve the goal {goal!r}; it serves {', '.join(loaded.spec.goals)}")
+
+
+def check_truth(clip: Clip, goal: str) -> None:
+    """Raise InputError unless the clip comes with the ground truth that the goal is judged by."""
+    wanted = GOALS.get(goal)
+    if not wanted.truth or clip.classes[: len(wanted.classes)] == wanted.classes:
+        return
+    has = f"labels of other classes ({', '.join(clip.classes[:3])}, ...)" if clip.classes else "no labels"
+    known = f"{', '.join(wanted.classes[:3])}, ... ({len(wanted.classes)} classes)"
+    raise InputError(
+        f"the goal {goal!r} is judged by labels of {known}, and {clip.name} has {has}; give camvid:DIR/test, or --goal watch"
+    )
 
 
 def session_format(
@@ -169,7 +182,6 @@ def transmit_clip(
     goal: str = "watch",
     seed: int = 0,
     metrics: Sequence[str] = ("psnr_rgb_db",),
-    classes: int | None = None,
     precision: Precision = "auto",
     assumed_free: bool = False,
     keep_frame: int | None = None,
@@ -180,7 +192,7 @@ def transmit_clip(
 
     Args:
         loaded: of :func:`load_system`. clip: what to send. radio: the link. goal: what the receiver does with it.
-        seed: of the noise and of both ends. metrics: names in ``METRICS``. classes: number of label classes, where known.
+        seed: of the noise and of both ends. metrics: names in ``METRICS``; those on labels judge what the task model sees.
         precision: arithmetic of networks. assumed_free: do not charge the streams that the paper gets for free.
         keep_frame: index of the frame to keep as a picture; the last one of a shorter clip.
         on_start: told the session header. on_step: told every turn of the loop.
@@ -189,7 +201,8 @@ def transmit_clip(
         BudgetError: the system cannot meet the CBR. InputError: any other bad input. ContractError: a fault of the system.
     """
     check_goal(loaded, goal)
-    system = loaded.system
+    check_truth(clip, goal)
+    system, purpose = loaded.system, GOALS.get(goal)
     fmt = session_format(loaded, clip.height, clip.width, clip.fps, cbr=radio.cbr, goal=goal, seed=seed)
     phy = "capacity" if system.modem_kind == "capacity" else radio.phy
     link = Link(
@@ -197,16 +210,16 @@ def transmit_clip(
         bandwidth_hz=radio.bandwidth_hz, tx_power_w=radio.tx_power_w,
         assumed_free=system.free_streams if assumed_free else frozenset(),
     ).eval()  # fmt: skip
-    ledger, measures = Ledger(), MetricSet(metrics, classes=classes)
+    ledger, measures = Ledger(), Measures(purpose, metrics)
     tally, trimmed = _Tally(keep_frame), 0
     if on_start:
         on_start(fmt)
     try:
         with arithmetic(loaded.spec, precision):
-            source = _outside_autocast(steps(clip, system.frames_per_step, labels=GOALS.get(goal).output != "frames"))
+            source = _outside_autocast(steps(clip, system.frames_per_step, labels=bool(purpose.truth)))
             for result in run(system, source, link, ledger, fmt=fmt, generator=torch.Generator().manual_seed(seed)):
                 with torch.autocast("cpu", enabled=False):
-                    measures.update_step(result.step, result.decoded)
+                    measures.update(result.step, result.decoded)
                     tally.add(result)
                     if on_step:
                         on_step(result)
@@ -258,6 +271,41 @@ def send_clip(
     return row
 
 
+class Measures:
+    """The metrics of one session: of what was received, and beside it what the task model makes of the source itself.
+
+    Args:
+        goal: whose task model reads the frames. metrics: names in ``METRICS``.
+    """
+
+    def __init__(self, goal: Goal, metrics: Sequence[str]) -> None:
+        self.goal = goal
+        classes = len(goal.classes) or None
+        self.received = MetricSet(metrics, classes=classes, ignore_index=goal.ignore_index)
+        on_labels = [name for name in metrics if METRICS.get(name).inputs == "labels"]
+        self.clean = MetricSet(on_labels, classes=classes, ignore_index=goal.ignore_index)
+
+    def update(self, step: Step, decoded: Decoded) -> None:
+        """Take one turn of the loop."""
+        if self.clean.metrics:
+            decoded = self.goal.perceive(decoded)
+            seen = self.goal.perceive(Decoded(frames=step.frames))
+            self.clean.update_step(step, Decoded(labels=seen.labels))
+        self.received.update_step(step, decoded)
+
+    def compute(self) -> dict[str, Any]:
+        """Values by key of a row: the metrics, those on labels also as ``NAME_clean``, and the counts behind them."""
+        values: dict[str, Any] = self.received.compute()
+        values |= {f"{name}_clean": value for name, value in self.clean.compute().items()}
+        counts = {"received": self.received.label_counts(), "clean": self.clean.label_counts()}
+        return values | {"label_counts": {name: found for name, found in counts.items() if found}}
+
+    def close(self) -> None:
+        """Release what metrics hold."""
+        self.received.close()
+        self.clean.close()
+
+
 class _Tally:
     """What is summed over the steps of a session besides the metrics."""
 
@@ -307,16 +355,16 @@ def _row(
     fmt: Format,
     link: Link,
     ledger: Ledger,
-    measures: MetricSet,
+    measures: Measures,
     tally: _Tally,
     phy: str,
 ) -> Row:
     values: dict[str, Any] = measures.compute()
-    per_frame: dict[str, list[float | None]] = {name: list(series) for name, series in measures.per_frame().items()}
+    per_frame: dict[str, list[float | None]] = {name: list(series) for name, series in measures.received.per_frame().items()}
     packets = ledger.total("packets_sent", kind="digital", free=None)
     analog, digital = ledger.total(kind="analog"), ledger.total(kind=("digital", "header", "control"))
     footnotes = ledger.footnotes() + tally.notes
-    footnotes += [f"{name} is not measured: {reason}" for name, reason in measures.unavailable().items()]
+    footnotes += [f"{name} is not measured: {reason}" for name, reason in measures.received.unavailable().items()]
     ideal = link.channel.is_ideal
     told = radio.snr_db if radio.csi_snr_db is None else radio.csi_snr_db
     return Row(

@@ -51,6 +51,8 @@ class BdDelta(NamedTuple):
 
 RatePoints = Sequence[tuple[float, float]]
 MIN_BD_POINTS = 4
+ON_LABELS = ("miou", "pixel_accuracy", "miou_clean", "pixel_accuracy_clean")
+COUNTS = ("hits", "truth", "predicted")
 
 
 def bd_rate(anchor: RatePoints, test: RatePoints) -> BdDelta:
@@ -107,8 +109,33 @@ def goodput_bps(delivered_bits: float, airtime_s: float | None) -> float | None:
     return delivered_bits / airtime_s if airtime_s else None
 
 
+def pooled(rows: Sequence[Row], metric: str) -> float | None:
+    """``miou``, ``pixel_accuracy`` or either with ``_clean``, over the pixels of all rows; None where a row has no counts.
+
+    The mean over clips is no mIoU: a picture without a pedestrian would count as much as one with ten.
+    """
+    whose = "clean" if metric.endswith("_clean") else "received"
+    found = [row.label_counts.get(whose) for row in rows]
+    if not found or not all(found):
+        return None
+    hits, truth, predicted = ([sum(c) for c in zip(*(f[key] for f in found if f), strict=True)] for key in COUNTS)
+    if metric.startswith("pixel_accuracy"):
+        return sum(hits) / sum(truth)
+    unions = [t + p - h for h, t, p in zip(hits, truth, predicted, strict=True)]
+    ratios = [h / u for h, u in zip(hits, unions, strict=True) if u]
+    return math.fsum(ratios) / len(ratios)
+
+
+def _of_clips(rows: Sequence[Row], metric: str) -> float:
+    if metric in ON_LABELS and (together := pooled(rows, metric)) is not None:
+        return together
+    return math.fsum(float(getattr(row, metric)) for row in rows) / len(rows)
+
+
 class Point(NamedTuple):
     """One operating point of one series: the mean over clips, then over noise seeds, with the interval over seeds alone.
+
+    What is measured on labels is pooled instead: of the pixels of all clips, not the mean of the clips' values.
 
     Attributes:
         series: name for legends. channel, snr_db, cbr_key: the operating point. cbr: mean measured CBR.
@@ -180,12 +207,11 @@ def points(rows: Sequence[Row], metric: str = "psnr_rgb_db") -> list[Point]:
     for key in sorted(groups, key=place):
         members = groups[key]
         cbrs = [row.cbr for row in members if row.cbr is not None]
-        by_seed: dict[int | None, list[float]] = defaultdict(list)
+        by_seed: dict[int | None, list[Row]] = defaultdict(list)
         for row in members:
-            value = getattr(row, metric)
-            if value is not None:
-                by_seed[row.seed].append(float(value))
-        means = [math.fsum(values) / len(values) for values in by_seed.values()]
+            if getattr(row, metric) is not None:
+                by_seed[row.seed].append(row)
+        means = [_of_clips(clips, metric) for clips in by_seed.values()]
         series, channel, cbr_key, snr_db = key
         cbr = math.fsum(cbrs) / len(cbrs) if cbrs else cbr_key
         out.append(Point(series, channel, snr_db, cbr_key, cbr, mean_interval(means) if means else None, tuple(members)))

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 SYSTEMS: Registry[SystemSpec] = Registry("system")
 
 SYSTEMS.add("deepjscc", "semcast.systems.deepjscc:SPEC")
+SYSTEMS.add("ntscc", "semcast.systems.ntscc:SPEC")
+SYSTEMS.add("dvst", "semcast.systems.dvst:SPEC")
 SYSTEMS.add("linear-jscc", "semcast.systems.linear_jscc:SPEC")
 SYSTEMS.add("freeze", "semcast.systems.freeze:SPEC")
 for _name in (

@@ -26,10 +26,10 @@ class SystemSpec:
 
     Attributes:
         name: public name. summary: one line. paper: citation, or "" for what is no paper's.
-        kind: "digital", "analog" or "hybrid". goals: names of goals it serves. presets: the first is the default.
+        kind: "digital", "analog" or "hybrid". goals: names of goals it serves: who delivers frames serves all
+            that read frames. presets: the first is the default.
         make: (preset, condition name) -> System, with fresh weights where it has any.
-        trained: whether it has weights that must be loaded before it is of use. key: name of the system that it holds as its
-            key-frame system, in the attribute ``key``, with that system's weights. picture: codes every frame on its own.
+        trained: whether it has weights that must be loaded before it is of use. picture: codes every frame on its own.
     """
 
     name: str
@@ -37,10 +37,9 @@ class SystemSpec:
     kind: Literal["digital", "analog", "hybrid"]
     make: Callable[[str, str], System]
     paper: str = ""
-    goals: tuple[str, ...] = ("watch",)
+    goals: tuple[str, ...] = ("watch", "segment")
     presets: tuple[str, ...] = ("default",)
     trained: bool = False
-    key: str = ""
     picture: bool = False
 
 
@@ -50,6 +49,9 @@ class System(nn.Module, ABC):
     Attributes:
         name, preset: as registered. frames_per_step: 1 for low delay, or one GOP or clip.
         modem_kind: "ldpc" (the link's physical layer as asked for) or "capacity" (the ideal bound).
+        key_name: "system:preset" of the system that it holds in the attribute ``key`` for key frames, whose weights stand in a
+            checkpoint of their own; "" for none, or one whose weights are part of its own checkpoint.
+        batched: whether training takes several examples at a time.
         free_streams: names of streams that the paper gets for free; only honoured under ``assumed_free=True``.
     """
 
@@ -57,6 +59,8 @@ class System(nn.Module, ABC):
     preset: str = "default"
     frames_per_step: int = 1
     modem_kind: Literal["ldpc", "capacity"] = "ldpc"
+    key_name: str = ""
+    batched: bool = True
     free_streams: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -81,6 +85,9 @@ class System(nn.Module, ABC):
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Training losses over a run, ``"loss"`` being the one to minimise; systems without parameters have none."""
         raise TypeError(f"{self.name or type(self).__name__} has nothing to train")
+
+    def begin(self, options: Mapping[str, Any]) -> None:  # most systems train in one way throughout
+        """A stage of training begins: its options, which decide what runs do until the next one begins."""
 
     def lr_scale(self, parameter: str) -> float:
         """Factor on the learning rate of a parameter, by name; closed-form starts are best moved slowly."""

@@ -29,6 +29,7 @@ class Freeze(System):
     """
 
     name = "freeze"
+    key_name = "linear-jscc"
 
     def __init__(self, key: System, frames_per_step: int = 32) -> None:
         super().__init__()
@@ -70,5 +71,4 @@ SPEC = SystemSpec(
     summary="the first frame of every 32 with the whole budget, then repeated: what a clip is worth without motion",
     kind="hybrid",
     make=make,
-    key="linear-jscc",
 )

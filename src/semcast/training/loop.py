@@ -1,4 +1,6 @@
-"""The one training loop: it runs ``transmit.run`` on crops, over a link in training mode, for every system.
+"""The one training loop: for every system it runs ``transmit.run`` on crops, over a link in training mode.
+
+A task model at the receiver has no link to learn over; what differs between the two is a :class:`Work`.
 
 A run is a folder: ``checkpoint/`` (config, fp16 weights, card), ``resume/`` (everything needed to go on), ``log.jsonl`` and
 ``curve.svg``. An interrupted run goes on from the last save with the same command, and ends as it would have without the
@@ -12,10 +14,11 @@ import math
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,7 +36,8 @@ from semcast.training.schedule import Schedule, Stage
 from semcast.transmit import run
 from semcast.types import Format, Step
 
-VALIDATION_CBR, VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 1 / 12, 10.0, 12
+VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 10.0, 12
+DIGITS = 4  # of a score in the log
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,44 @@ class Progress:
     steps: int
     stage: str
     loss: float
-    psnr_rgb_db: float
-    validation_db: float | None
+    score: float
+    validation: float | None
     examples_per_s: float
+
+
+class Work(ABC):
+    """What is trained, and how one step of it goes.
+
+    Attributes:
+        score: name of the number that log, curve and card show beside the loss; higher is better.
+        held_out: in words, what :meth:`validate` measures it on.
+        model: whose weights are trained and saved; has ``name``, ``preset`` and ``config``.
+        exchange: the module that turns a batch into named losses, ``"loss"`` being the one to minimise.
+    """
+
+    score: ClassVar[str]
+    held_out: str
+    model: nn.Module
+    exchange: nn.Module
+
+    def initialise(self) -> None:  # noqa: B027  most start from random weights
+        """Fit what is fitted in closed form, before the first step."""
+
+    @abstractmethod
+    def enter(self, stage: Stage, rank: int) -> None:
+        """A stage begins, in the process ``rank``."""
+
+    @abstractmethod
+    def batch(self, step: int) -> tuple[Any, ...]:
+        """What ``exchange`` is called with: a function of the seed, the rank and ``step`` alone."""
+
+    @abstractmethod
+    def validate(self) -> float:
+        """The score of the model as it is, on what was held out."""
+
+    def lr_scale(self, parameter: str) -> float:
+        """Factor on the learning rate of a parameter, by name."""
+        return 1.0
 
 
 class Exchange(nn.Module):
@@ -81,7 +120,7 @@ def _stage_at(schedule: Schedule, step: int) -> tuple[int, int]:
     raise IndexError("past the last stage")
 
 
-def _average(average: dict[str, Tensor], system: System, decay: float) -> None:
+def _average(average: dict[str, Tensor], system: nn.Module, decay: float) -> None:
     for name, value in system.state_dict().items():
         if value.is_floating_point():
             average[name].lerp_(value.detach().float().to(average[name].device), 1 - decay)
@@ -90,7 +129,7 @@ def _average(average: dict[str, Tensor], system: System, decay: float) -> None:
 
 
 @torch.no_grad()
-def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_DB, cbr: float = VALIDATION_CBR) -> float:
+def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_DB, cbr: float = 1 / 12) -> float:
     """Mean RGB PSNR in dB of crops (B, t, 3, H, W) over AWGN, in evaluation mode, with a fixed seed."""
     system.eval()
     link = Link("awgn", snr_db=snr_db, cbr=cbr).eval()
@@ -107,6 +146,68 @@ def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_D
     return float(torch.cat(psnr).mean())
 
 
+class SystemWork(Work):
+    """A system on crops of clips over links: the rate drawn per batch, the SNR per example.
+
+    Args:
+        system: with fresh weights. corpus: what to train on; the last clip of every 20 is held out. schedule: stages and seed.
+    """
+
+    score: ClassVar[str] = "psnr_rgb_db"
+
+    def __init__(self, system: System, corpus: Corpus, schedule: Schedule) -> None:
+        self.held_out = f"held-out clips, AWGN {VALIDATION_SNR_DB:g} dB, CBR {schedule.validation_cbr:.4f}"
+        self.model = self.system = system
+        self.exchange = Exchange(system)
+        self.seed, self.first, self.cbr = schedule.seed, schedule.stages[0], schedule.validation_cbr
+        held = Corpus(corpus.clips[19::20] or corpus.clips[:1], corpus.sources)
+        self.kept = Corpus(
+            [clip for index, clip in enumerate(corpus.clips) if index % 20 != 19] or corpus.clips, corpus.sources
+        )
+        first = self.first
+        crops = CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)
+        self.held_crops = next(iter(crops))
+
+    def initialise(self) -> None:
+        """What the system fits to crops by itself."""
+        initialise = getattr(self.system, "initialise", None)
+        if initialise is not None:
+            first = self.first
+            draws = iter(CropSampler(self.kept, first.size, first.frames, 16, self.seed + 17, first.min_scale))
+            clips = torch.cat([next(draws) for _ in range(60 if first.frames == 1 else 30 // first.frames)])
+            initialise(clips if first.frames > 1 else clips[:, 0])
+
+    def enter(self, stage: Stage, rank: int) -> None:
+        """Crops and links as the stage has them."""
+        self.stage, self.rank = stage, rank
+        self.system.begin(stage.options)
+        seed = self.seed + 7919 * rank
+        self.sampler = CropSampler(self.kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
+        self.links = {spec: Link(spec).train() for spec in stage.channels}
+
+    def batch(self, step: int) -> tuple[Tensor, Link, Stage, float, torch.Generator]:
+        """Crops, and a link set to what was drawn for them."""
+        stage = self.stage
+        rng, noise = randomness("air", self.seed, self.rank, step)
+        frames = self.sampler.batch_at(step)
+        link = self.links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
+        low, high = stage.snr_db
+        cbr = rng.choice(stage.cbr)
+        snr_db = low + (high - low) * torch.rand(frames.shape[0], generator=noise)
+        if stage.snr_step_db:
+            snr_db = (snr_db / stage.snr_step_db).round() * stage.snr_step_db
+        link.set(snr_db=snr_db, cbr=cbr)
+        return frames, link, stage, cbr, noise
+
+    def validate(self) -> float:
+        """PSNR in dB of the crops held out."""
+        return validate(self.system, self.held_crops.to(next(self.system.parameters()).device), cbr=self.cbr)
+
+    def lr_scale(self, parameter: str) -> float:
+        """As the system has it."""
+        return self.system.lr_scale(parameter)
+
+
 def train(
     system: System,
     corpus: Corpus,
@@ -117,12 +218,26 @@ def train(
     max_minutes: float | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """Train ``system``; returns the folder of the checkpoint.
+    """Train ``system`` on ``corpus``: :func:`fit` a :class:`SystemWork`; returns the folder of the checkpoint."""
+    work = SystemWork(system, corpus, schedule)
+    return fit(work, schedule, out, card=card, max_minutes=max_minutes, on_step=on_step)
+
+
+def fit(
+    work: Work,
+    schedule: Schedule,
+    out: str | Path,
+    *,
+    card: dict[str, Any],
+    max_minutes: float | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train what ``work`` holds; returns the folder of the checkpoint.
 
     Args:
-        system: with fresh weights; a run that was interrupted replaces them. corpus: what to train on; the last clip of every
-            20 is held out for validation. schedule: stages and seeds. out: folder of the run. card: goes into card.json,
-            completed by what was measured. max_minutes: stop (resumably) after so long. on_step: told after every step.
+        work: with fresh weights; a run that was interrupted replaces them. schedule: stages and seeds. out: folder of the run.
+            card: goes into card.json, completed by what was measured. max_minutes: stop (resumably) after so long.
+            on_step: told after every step.
 
     Of several processes every one draws its own crops and noise, gradients are averaged, and the first one alone writes files
     and calls ``on_step``. An interrupt from the keyboard ends the run after the step that is under way, and saves it.
@@ -146,21 +261,15 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         marker.write_text(json.dumps(plan, indent=2) + "\n")
 
-    held = Corpus(corpus.clips[19::20] or corpus.clips[:1], corpus.sources)
-    kept = Corpus([clip for index, clip in enumerate(corpus.clips) if index % 20 != 19] or corpus.clips, corpus.sources)
-    first = schedule.stages[0]
+    system, exchange = work.model, work.exchange
     if _saved(folder) is None:
         torch.manual_seed(schedule.seed)
-        initialise = getattr(system, "initialise", None)
-        if initialise is not None:
-            draws = iter(CropSampler(kept, first.size, 1, 16, schedule.seed + 17, first.min_scale))
-            initialise(torch.cat([next(draws).flatten(0, 1) for _ in range(60)]))
-    held_crops = next(iter(CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)))
+        work.initialise()
 
     system.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own annotations
-    exchange = Exchange(system).train()
-    groups = [{"params": [p], "scale": system.lr_scale(name)} for name, p in system.named_parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(groups, lr=first.lr, betas=(0.9, 0.99))
+    exchange.train()
+    groups = [{"params": [p], "scale": work.lr_scale(name)} for name, p in system.named_parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(groups, lr=schedule.stages[0].lr, betas=(0.9, 0.99))
     exchange, optimiser = accelerator.prepare(exchange, optimiser)
     average = {name: value.detach().float().clone() for name, value in system.state_dict().items()}
     step = _resume(folder, system, optimiser, average)
@@ -168,7 +277,6 @@ def train(
     if main and (log := _read_log(folder)):  # what came after the save is done again
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log if line["step"] <= step))
 
-    links: dict[str, Link] = {}
     current = -1
     began, measured = time.monotonic(), 0
     rank = accelerator.process_index
@@ -178,46 +286,39 @@ def train(
             stage = schedule.stages[index]
             if index != current:
                 current = index
-                seed = schedule.seed + 7919 * rank
-                sampler = CropSampler(kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
-                links = {spec: Link(spec).train() for spec in stage.channels}
-            rng, noise = randomness("air", schedule.seed, rank, step)
-            frames = sampler.batch_at(step).to(accelerator.device)
-            link = links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
-            low, high = stage.snr_db
-            cbr = rng.choice(stage.cbr)
-            link.set(snr_db=low + (high - low) * torch.rand(frames.shape[0], generator=noise), cbr=cbr)
+                work.enter(stage, rank)
+            batch = [x.to(accelerator.device) if isinstance(x, Tensor) else x for x in work.batch(step)]
             for group in optimiser.param_groups:
                 group["lr"] = group["scale"] * _learning_rate(stage, at)
             with accelerator.autocast():
-                losses = exchange(frames, link, stage, cbr, noise)
+                losses = exchange(*batch)
             optimiser.zero_grad()
             accelerator.backward(losses["loss"])
             accelerator.clip_grad_norm_(exchange.parameters(), schedule.grad_clip)
             optimiser.step()
             step += 1
-            measured += frames.shape[0] * accelerator.num_processes
+            measured += stage.batch * accelerator.num_processes
             _average(average, system, min(schedule.ema, step / (step + 10)))
 
-            score = None
+            validation = None
             if main and (step % schedule.validate_every == 0 or step == schedule.steps):
-                score = _validate_average(system, average, held_crops)
+                validation = _validate_average(work, average)
             speed = measured / (time.monotonic() - began)
-            loss, psnr = float(losses["loss"].detach()), float(losses.get("psnr_rgb_db", torch.tensor(0.0)))
+            loss, score = float(losses["loss"].detach()), float(losses.get(work.score, torch.tensor(0.0)))
             stop = interrupt.seen or (max_minutes is not None and time.monotonic() - began > max_minutes * 60)
             if accelerator.num_processes > 1:  # whoever stops, all stop
                 stop = bool(accelerator.reduce(torch.tensor(float(stop), device=accelerator.device)))
             if main:
-                if step % 25 == 0 or score is not None:
-                    line = {"step": step, "stage": stage.name, "loss": round(loss, 4), "psnr_rgb_db": round(psnr, 3)}
-                    if score is not None:
-                        line["validation_psnr_rgb_db"] = round(score, 3)
+                if step % 25 == 0 or validation is not None:
+                    line = {"step": step, "stage": stage.name, "loss": round(loss, 4), work.score: round(score, DIGITS)}
+                    if validation is not None:
+                        line[f"validation_{work.score}"] = round(validation, DIGITS)
                     with (folder / "log.jsonl").open("a") as file:
                         file.write(json.dumps(line) + "\n")
                 if step % schedule.save_every == 0 or step == schedule.steps or stop:
-                    _save(folder, system, optimiser, average, step, card, schedule)
+                    _save(folder, work, optimiser, average, step, card, schedule)
                 if on_step:
-                    on_step(Progress(step, schedule.steps, stage.name, loss, psnr, score, speed))
+                    on_step(Progress(step, schedule.steps, stage.name, loss, score, validation, speed))
             if stop:
                 break
     accelerator.wait_for_everyone()
@@ -245,13 +346,13 @@ class _Interrupt:
             signal.signal(signal.SIGINT, self.former)
 
 
-def _validate_average(system: System, average: dict[str, Tensor], crops: Tensor) -> float:
-    own = {name: value.detach().clone() for name, value in system.state_dict().items()}
-    system.load_state_dict(average)
+def _validate_average(work: Work, average: dict[str, Tensor]) -> float:
+    own = {name: value.detach().clone() for name, value in work.model.state_dict().items()}
+    work.model.load_state_dict(average)
     try:
-        return validate(system, crops.to(next(system.parameters()).device))
+        return work.validate()
     finally:
-        system.load_state_dict(own)
+        work.model.load_state_dict(own)
 
 
 def _read_log(folder: Path) -> list[dict[str, Any]]:
@@ -261,24 +362,21 @@ def _read_log(folder: Path) -> list[dict[str, Any]]:
 
 def _save(
     folder: Path,
-    system: System,
+    work: Work,
     optimiser: Any,
     average: dict[str, Tensor],
     step: int,
     card: dict[str, Any],
     schedule: Schedule,
 ) -> None:
-    log = _read_log(folder)
-    scores = [line for line in log if "validation_psnr_rgb_db" in line]
+    system, log = work.model, _read_log(folder)
+    scores = [line[f"validation_{work.score}"] for line in log if f"validation_{work.score}" in line]
     trained = {
         **card,
         "steps": step,
         "of_steps": schedule.steps,
         "seed": schedule.seed,
-        "validation": {
-            "what": f"held-out clips, AWGN {VALIDATION_SNR_DB:g} dB, CBR {VALIDATION_CBR:.4f}",
-            "psnr_rgb_db": scores[-1]["validation_psnr_rgb_db"] if scores else None,
-        },
+        "validation": {"what": work.held_out, work.score: scores[-1] if scores else None},
         "torch": torch.__version__,
     }
     checkpoint.save(system, folder / "checkpoint", trained, state=average)
@@ -290,7 +388,7 @@ def _save(
     (resume / "state.json").write_text(json.dumps({"step": step}))
     _replace(resume, folder / "resume")
     if log:
-        draw_curve(log, folder / "curve.svg", f"{system.name}:{system.preset}")
+        draw_curve(log, folder / "curve.svg", f"{system.name}:{system.preset}", work.score)
 
 
 def _replace(new: Path, old: Path) -> None:
@@ -318,7 +416,7 @@ def saved_step(out: str | Path) -> int:
     return int(json.loads((source / "state.json").read_text())["step"]) if source else 0
 
 
-def _resume(folder: Path, system: System, optimiser: Any, average: dict[str, Tensor]) -> int:
+def _resume(folder: Path, system: nn.Module, optimiser: Any, average: dict[str, Tensor]) -> int:
     source = _saved(folder)
     if source is None:
         return 0

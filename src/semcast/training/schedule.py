@@ -19,7 +19,8 @@ class Stage(BaseModel):
     Attributes:
         name: for the log. steps: optimiser steps. batch, size, frames: examples, side of the crops in pixels, frames of a crop.
         lr, lr_end, warmup: learning rate, its end after a cosine, and steps of linear warm-up.
-        snr_db: range that an SNR is drawn from, per example. cbr: rates that one is drawn from, per batch.
+        snr_db: range that an SNR is drawn from, per example, in multiples of ``snr_step_db`` where that is given: a link that
+            has to adapt packets afresh for every SNR takes its time. cbr: rates that one is drawn from, per batch.
         channels: channel specifications and the shares of batches that they get. goal: what the loss serves.
         options: what only this system's loss reads.
     """
@@ -37,6 +38,7 @@ class Stage(BaseModel):
     lr_end: float = Field(1e-5, ge=0)
     warmup: int = Field(200, ge=0)
     snr_db: tuple[float, float] = (-2.0, 20.0)
+    snr_step_db: float = Field(0.0, ge=0)
     cbr: tuple[float, ...] = (1 / 12,)
     channels: dict[str, float] = {"awgn": 1.0}
     goal: str = "watch"
@@ -49,7 +51,8 @@ class Schedule(BaseModel):
     Attributes:
         system, preset: what is trained. seed: of weights, crops and noise. parts, every: sub-folders of the data folder,
             and keep every n-th frame of a clip. ema: decay of the moving average of the weights that is kept. grad_clip:
-            gradient norm. validate_every: steps between validations on clips held out. save_every: steps between checkpoints.
+            gradient norm. validate_every: steps between validations on clips held out, at ``validation_cbr`` and
+            10 dB. save_every: steps between checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +65,7 @@ class Schedule(BaseModel):
     ema: float = Field(0.999, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     validate_every: int = Field(250, gt=0)
+    validation_cbr: float = Field(1 / 12, gt=0)
     save_every: int = Field(100, gt=0)
     stages: tuple[Stage, ...]
 

@@ -55,6 +55,7 @@ class Clip:
         source: called with whether labels are wanted, returns a fresh iterator over (frame, labels of that frame).
         labels: what holds for the whole clip: ``"action"`` () int64, ``"motion"`` () int64.
         yuv: returns a fresh iterator over the decoder's own frames, where the frames are those and nothing else.
+        classes: names of the classes of ``"segmentation"`` labels, in their order; () without such labels.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Clip:
         *,
         labels: Mapping[str, Tensor] | None = None,
         yuv: Callable[[], Iterator[VideoFrame]] | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.labels = dict(labels or {})
         self._info = info
         self._source = source
         self._yuv = yuv
+        self.classes = classes
 
     @property
     def info(self) -> VideoInfo:
@@ -111,12 +114,12 @@ class Clip:
 
     def with_labels(self, labels: Mapping[str, Tensor]) -> Clip:
         """The same clip with clip-level ``labels`` added."""
-        return Clip(self.name, self._info, self._source, labels={**self.labels, **labels}, yuv=self._yuv)
+        return Clip(self.name, self._info, self._source, labels={**self.labels, **labels}, yuv=self._yuv, classes=self.classes)
 
     def renamed(self, name: str, path: str | None = None) -> Clip:
         """The same clip under another name, and path if given."""
         info = self._info if path is None else replace(self.info, path=path)
-        return Clip(name, info, self._source, labels=self.labels, yuv=self._yuv)
+        return Clip(name, info, self._source, labels=self.labels, yuv=self._yuv, classes=self.classes)
 
     def __iter__(self) -> Iterator[Tensor]:
         return self.frames()

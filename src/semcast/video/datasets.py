@@ -258,7 +258,7 @@ def _camvid_clip(
                 raise VideoError(f"{path}: {frame.shape[-1]}x{frame.shape[-2]} pixels, the clip has {target[0]}x{target[1]}")
             yield resize(frame, target), {"segmentation": _read_labels(label_path, target)} if labels else {}
 
-    return Clip(name, look, source)
+    return Clip(name, look, source, classes=CAMVID_CLASSES)
 
 
 # class folders of clips: UCF101 and the like ------------------------------------------------------------------------

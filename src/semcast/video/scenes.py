@@ -157,7 +157,9 @@ def open_scene(
             now, before = index / rate, (index - 1) / rate if index else None
             yield stage.frame(now), stage.truth(now, before) if labels else {}
 
-    return Clip(name, info, source, labels={"motion": torch.tensor(MOTIONS.index(scene.motion))})
+    motion = {"motion": torch.tensor(MOTIONS.index(scene.motion))}
+    classes = ("background", *(f"object {k}" for k in range(1, len(scene.props) + 1)))
+    return Clip(name, info, source, labels=motion, classes=classes)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from semcast.errors import ContractError
+from semcast.systems.conditions import CodecSettings, Condition, Option
 from semcast.systems.digital.bitstream import split_annex_b, strip_temporal_delimiter
-from semcast.systems.digital.conditions import CodecSettings, Condition, Option
 from semcast.systems.digital.packets import Unit
 from semcast.video.colour import Yuv
 

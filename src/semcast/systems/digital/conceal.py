@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from semcast.systems.conditions import Condition
 from semcast.systems.digital.bitstream import (
     H265_IDR,
     H265_PARAMETER_SETS,
@@ -35,7 +36,6 @@ from semcast.systems.digital.bitstream import (
     set_h265_poc,
 )
 from semcast.systems.digital.codec import H265
-from semcast.systems.digital.conditions import Condition
 from semcast.systems.digital.packets import Arrived, ReceivedUnit
 from semcast.systems.digital.pictures import decode_jpeg, decode_jpeg2000
 from semcast.video.colour import Yuv, yuv420_to_rgb

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from semcast.systems.conditions import CodecSettings, Condition
 from semcast.systems.digital.codec import Encoder
-from semcast.systems.digital.conditions import CodecSettings, Condition
 from semcast.systems.digital.packets import ReceivedUnit, Unit
 from semcast.video.colour import Yuv
 

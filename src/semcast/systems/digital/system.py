@@ -20,6 +20,7 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.systems.base import Side, System, SystemSpec
+from semcast.systems.conditions import Condition, load_condition
 from semcast.systems.digital.codec import H264, H265, Av1, Encoder, HevcIntra, pad_even
 from semcast.systems.digital.conceal import (
     MATRIX,
@@ -31,7 +32,6 @@ from semcast.systems.digital.conceal import (
     MjpegReceiver,
     Receiver,
 )
-from semcast.systems.digital.conditions import Condition, load_condition
 from semcast.systems.digital.packets import Arrived, pack, unpack
 from semcast.systems.digital.pictures import Jpeg, Jpeg2000
 from semcast.systems.digital.ratecontrol import Outcome, Trial, meet_target

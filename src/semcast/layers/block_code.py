@@ -1,0 +1,325 @@
+"""Variable-rate joint source-channel code of 16x16 blocks: how many channel uses a coefficient gets follows its entropy.
+
+    coefficients ─▶ KLT of the block's class ─▶ unit variance ─▶ curve for 0..3 real uses, power ─▶ symbols
+                           └▶ class of block: the least expected distortion + price x (channel uses + side information)
+
+With variances v known to both ends, distortion v / G_m(p) for m uses at power p, and prices of both, every coefficient
+has a best (m, p) that depends on v over the price alone; the price is what makes all uses add up to the budget. So m rises with
+log v, i.e. with the entropy of the coefficient, as k = eta * -log P of nonlinear transform source-channel coding (Dai et al.
+2022) asks. What both ends derive from the classes is integers looked up in a table, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from importlib import resources
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from semcast.layers.block_classes import BlockClasses
+from semcast.layers.expansion import LOW_DB, MAX_USES, REACH, Expansion
+
+STEPS_PER_DB = 4
+"""Variances, prices and powers count in quarters of a decibel."""
+TOLD_LOW_DB, TOLD_HIGH_DB = -6, 24
+"""SNRs that plans are made for, in whole decibels; beyond, the nearest is taken."""
+DEPTH = 70 * STEPS_PER_DB
+"""Range of a variance over the price, from -10 to 60 dB."""
+BELOW = 10 * STEPS_PER_DB
+
+
+class Plan(NamedTuple):
+    """How the blocks of one picture are sent.
+
+    Attributes:
+        uses: (N, L) int64 real channel uses of every coefficient. power: (N, L) per use. curve: (N, L) int64 index of the SNR
+            whose curve is followed. price: cut of the allocation, in quarter decibels of variance. told: index of the told SNR.
+    """
+
+    uses: Tensor
+    power: Tensor
+    curve: Tensor
+    price: int
+    told: int
+
+
+class BlockCode(nn.Module):
+    """Classes of blocks, curves, and the allocation that joins them.
+
+    Args:
+        classes, latents, rotated: as of :class:`BlockClasses`.
+    """
+
+    levels: Tensor
+    thresholds: Tensor
+    powers: Tensor
+
+    def __init__(self, classes: int, latents: int, rotated: int) -> None:
+        super().__init__()
+        self.blocks = BlockClasses(classes, latents, rotated)
+        self.expansion = Expansion()
+        self.register_buffer("levels", torch.zeros(classes, latents, dtype=torch.int32))  # of variances, quarter dB
+        table = load((resources.files("semcast.layers") / "expansion.safetensors").read_bytes())
+        self.register_buffer("thresholds", table["thresholds"].long(), persistent=False)  # (told, MAX_USES)
+        self.register_buffer("powers", table["powers"].long(), persistent=False)  # (told, MAX_USES, DEPTH)
+        self.register_buffer("power_price", table["power_price"].float(), persistent=False)  # (told,)
+        self._orders: dict[tuple[int, int], Tensor] = {}
+
+    power_price: Tensor
+
+    @torch.no_grad()
+    def fit(self, frames: Tensor, iterations: int = 15) -> None:
+        """Fit the classes to frames (N, 3, H, W), sides multiples of 16."""
+        self.blocks.fit(frames, iterations)
+        decibels = 20 * torch.log10(self.blocks.std.clamp_min(1e-6))
+        self.levels.copy_((STEPS_PER_DB * decibels).round().to(torch.int32))
+
+    # -- how many uses ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def told_index(snr_db: float) -> int:
+        """Row of the tables for a told SNR."""
+        return round(max(TOLD_LOW_DB, min(TOLD_HIGH_DB, snr_db))) - TOLD_LOW_DB
+
+    def _order(self, told: int) -> tuple[Tensor, Tensor]:
+        """Every possible use of (class, coefficient), the most worthwhile first, and its worth."""
+        worth = (self.levels[:, :, None].long() - self.thresholds[told]).flatten()
+        key = (told, self.levels.data_ptr() if self.levels.is_inference() else self.levels._version)
+        if key not in self._orders:
+            self._orders = {k: v for k, v in self._orders.items() if k[1] == key[1]}
+            self._orders[key] = worth.argsort(descending=True, stable=True)
+        return self._orders[key], worth
+
+    def allocate(self, classes: Tensor, uses: int, snr_db: float) -> Plan:
+        """Share ``uses`` complex channel uses out over blocks of these classes (N,), for a told SNR."""
+        told = self.told_index(snr_db)
+        C, L = self.levels.shape
+        blocks = torch.bincount(classes, minlength=C)
+        wanted = min(2 * uses, len(classes) * L * MAX_USES // 2 * 2)
+        order, worth = self._order(told)
+        filled = blocks[order // (L * MAX_USES)].cumsum(0)
+        last = min(int(torch.searchsorted(filled, wanted)), len(order) - 1)
+        table = torch.bincount(order[:last] // MAX_USES, minlength=C * L).reshape(C, L)
+        marginal = int(order[last])
+        price = int(worth[marginal])
+        chosen = table[classes]
+        rest = wanted - (int(filled[last - 1]) if last else 0)
+        members = (classes == marginal // (L * MAX_USES)).nonzero().flatten()[:rest]
+        chosen[members, marginal // MAX_USES % L] += 1  # the marginal use goes to the first blocks of its class only
+        return self._plan(chosen, classes, price, told)
+
+    def _powers(self, told: int, price: int) -> tuple[Tensor, Tensor]:
+        """Power and curve of every (class, coefficient, number of uses), both (C, L, MAX_USES)."""
+        depth = (self.levels.long() - price + BELOW).clamp(0, DEPTH - 1)
+        quarter = self.powers[told][:, depth].movedim(0, -1)
+        snr = torch.div(quarter + STEPS_PER_DB // 2, STEPS_PER_DB, rounding_mode="floor") + told + TOLD_LOW_DB - LOW_DB
+        return 10 ** (quarter.float() / (10 * STEPS_PER_DB)), snr.clamp(0, len(self.expansion.gain_db) - 1)
+
+    # -- which class -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def choose(self, coefficients: Tensor, uses: int, snr_db: float, bits_per_use: float) -> Tensor:
+        """Classes (h, w) of one picture's blocks (L, h, w) that cost least, side information included.
+
+        Args:
+            uses: complex channel uses for the blocks, about. bits_per_use: what a use carries of side information.
+        """
+        rows = coefficients.flatten(1).T
+        h, w = coefficients.shape[1:]
+        if self.blocks.classes == 1:
+            return torch.zeros(h, w, dtype=torch.int64)
+        variance = self.blocks.std.square() + self.blocks.floor
+        energies = self.blocks.energies(rows)
+        likely = self.blocks.weigh(energies, rows, 1 / variance, variance.log().sum(1)).argmin(1)
+        plan = self.allocate(likely, uses, snr_db)
+        cost = self._block_costs(rows, energies, plan.price, plan.told).reshape(h, w, -1)
+        priced = _lengths(self.blocks.frequencies) * self.bit_price(plan.price, bits_per_use)
+        return refine(cost, priced, likely.reshape(h, w))
+
+    @torch.no_grad()
+    def choose_at(
+        self,
+        coefficients: Tensor,
+        price: int,
+        snr_db: float,
+        bits_per_use: float,
+        table: Tensor,
+        context: Callable[[Tensor, Tensor], Tensor],
+        earlier: Tensor,
+    ) -> Tensor:
+        """The same at a given price instead of a number of uses, under the caller's table and contexts (:func:`refine`)."""
+        rows = coefficients.flatten(1).T
+        energies = self.blocks.energies(rows)
+        cost = self._block_costs(rows, energies, price, self.told_index(snr_db)).reshape(*coefficients.shape[1:], -1)
+        priced = _lengths(table) * self.bit_price(price, bits_per_use)
+        start = (cost + priced.mean(0)).argmin(-1)
+        return refine(cost, priced, start, context, earlier)
+
+    @torch.no_grad()
+    def demand(self, rows: Tensor, energies: Tensor, price: int, snr_db: float, bits_per_use: float) -> tuple[float, float]:
+        """Real channel uses and bits of classes that blocks (N, L) would take at a price, about."""
+        told = self.told_index(snr_db)
+        cost = self._block_costs(rows, energies, price, told)
+        bits = _lengths(self.blocks.frequencies.double().sum(0, keepdim=True))[0]
+        classes = (cost + 0.6 * self.bit_price(price, bits_per_use) * bits).argmin(1)
+        uses = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum((1, 2))
+        return float(uses[classes].sum()), 0.6 * float(bits[classes].sum())
+
+    def plan_at(self, classes: Tensor, price: int, snr_db: float) -> Plan:
+        """What blocks of these classes (N,) are worth at a price: every use that pays for itself."""
+        told = self.told_index(snr_db)
+        chosen = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum(-1)[classes]
+        return self._plan(chosen, classes, price, told)
+
+    def _plan(self, chosen: Tensor, classes: Tensor, price: int, told: int) -> Plan:
+        power, curve = self._powers(told, price)
+        index = (chosen - 1).clamp_min(0)[..., None]
+        power, curve = (table[classes].gather(2, index)[..., 0] for table in (power, curve))
+        return Plan(chosen, power * (chosen > 0), curve, price, told)
+
+    @staticmethod
+    def bit_price(price: int, bits_per_use: float) -> float:
+        """What a bit of side information costs at a price of a use, in squared pixel values."""
+        return 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
+
+    def _block_costs(self, rows: Tensor, energies: Tensor, price: int, told: int) -> Tensor:
+        """Distortion plus priced uses and power of blocks (N, L) in every class: (N, C)."""
+        weight, bias = self._costs(price, told)
+        cost = self.blocks.weigh(energies, rows, weight, bias)
+        # A curve has ends: what lies beyond them is lost, however many uses it gets.
+        M = self.blocks.rotated
+        curved = ((self.levels[:, :M].long() - self.thresholds[told, 1]) >= price).any(0).nonzero().flatten()
+        if len(curved):
+            bent = (self.levels[:, curved].long() - self.thresholds[told, 1]) >= price
+            ends = torch.where(bent, REACH * self.blocks.std[:, curved], torch.inf)
+            beyond = (energies[:, :, curved].sqrt() - ends[:, None]).clamp_min_(0)
+            cost = cost + beyond.square().sum(-1).T
+        return cost
+
+    def _costs(self, price_steps: int, told: int) -> tuple[Tensor, Tensor]:
+        """Weights (C, L) of squared coefficients and biases (C,) whose sum is distortion plus priced uses and power."""
+        price = 10 ** (price_steps / (10 * STEPS_PER_DB))
+        power, curve = self._powers(told, price_steps)
+        m = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price_steps).sum(-1)
+        index = (m - 1).clamp_min(0)[..., None]
+        p = power.gather(2, index)[..., 0]
+        sent = m > 0
+        variance = self.blocks.std.square().clamp_min(1e-9)
+        snr = 10 ** ((told + TOLD_LOW_DB) / 10)
+        gain = torch.where(
+            m == 1, 1 + p * snr, 10 ** (self.expansion.gain_db[curve.gather(2, index)[..., 0], index[..., 0]] / 10)
+        )
+        theta = float(self.power_price[told]) * price
+        # One use shrinks what it carries (LMMSE); more uses leave an error that does not depend on the value.
+        shrink = torch.where(m == 1, gain.reciprocal().square(), torch.zeros_like(gain))
+        weight = torch.where(sent, shrink + theta * m * p / variance, torch.ones_like(gain))
+        error = torch.where(m == 1, variance * (gain.reciprocal() - gain.reciprocal().square()), variance / gain)
+        bias = (sent * (error + (price - theta) * m)).sum(1)
+        return weight, bias
+
+    def shifted(self, plan: Plan, decibels: int) -> Plan:
+        """The plan for symbols that will be scaled by so many decibels: on the curves of the SNR that this leaves."""
+        return plan._replace(curve=(plan.curve + decibels).clamp(0, len(self.expansion.gain_db) - 1))
+
+    def shift(self, rows: Tensor, classes: Tensor, plan: Plan) -> int:
+        """Decibels that symbols of these blocks will be scaled by to unit power, whole and a little on the safe side.
+
+        Values that are larger than their class says raise the power, calm blocks lower it; curves for an SNR that is not
+        reached would be mistaken, those for a lower one waste what is there.
+        """
+        if not int(plan.uses.sum()):
+            return 0
+        power = float(self.modulate(rows, classes, plan).square().mean())
+        return max(-20, min(12, math.floor(0.25 - 10 * math.log10(max(power, 1e-9)))))
+
+    # -- symbols ---------------------------------------------------------------------------------------------------------
+
+    def modulate(self, rows: Tensor, classes: Tensor, plan: Plan) -> Tensor:
+        """Coefficients (N, L) of blocks of these classes (N,) -> real symbols (sum of uses,), coefficient by coefficient."""
+        z = self.blocks.rotate(rows, classes) / self.blocks.std.clamp_min(1e-6)[classes]
+        out = torch.zeros(int(plan.uses.sum()), device=rows.device)
+        for m, where, place in _places(plan):
+            symbols = self.expansion.encode(z[where], m, plan.curve[where]) * plan.power[where].sqrt()[:, None]
+            out = out.index_put((place,), symbols)
+        return out
+
+    def demodulate(self, y: Tensor, noise_var: Tensor, amplitude: Tensor, classes: Tensor, plan: Plan) -> Tensor:
+        """The inverse: received real symbols and their noise power, both (sum of uses,) -> estimates (N, L).
+
+        Args:
+            amplitude: (N,) that every symbol of a block was scaled by.
+        """
+        z = torch.zeros(plan.uses.shape, device=y.device)
+        scale = amplitude[:, None] * plan.power.sqrt()
+        for _, where, place in _places(plan):
+            by = scale[where]
+            noise = noise_var[place] / by.square()[:, None]
+            z = z.masked_scatter(where, self.expansion.decode(y[place] / by[:, None], noise, plan.curve[where]))
+        return self.blocks.rotate(z * self.blocks.std[classes], classes, back=True)
+
+
+def _lengths(table: Tensor) -> Tensor:
+    """Ideal code lengths in bits under rows of frequencies."""
+    often = table.double()
+    return -(often / often.sum(1, keepdim=True)).log2().float()
+
+
+def _places(plan: Plan) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Per number of uses m that occurs: m, which coefficients (N, L) have it, and where their symbols stand (count, m)."""
+    ends = plan.uses.flatten().cumsum(0).reshape(plan.uses.shape)
+    for m in range(1, MAX_USES + 1):
+        where = plan.uses == m
+        place = (ends[where] - m)[:, None] + torch.arange(m, device=ends.device)
+        if len(place):
+            yield m, where, place
+
+
+def joined(plans: list[Plan]) -> Plan:
+    """Plans of several pictures as one over all of their blocks."""
+    uses, power, curve = (torch.cat(part) for part in list(zip(*plans, strict=True))[:3])
+    return Plan(uses, power, curve, plans[0].price, plans[0].told)
+
+
+def mean_context(left: Tensor, up: Tensor) -> Tensor:
+    """Context of a class in a picture: the mean of left and upper neighbour, rounded up (:func:`contexts`)."""
+    return torch.div(left + up + 1, 2, rounding_mode="floor")
+
+
+def refine(
+    cost: Tensor,
+    bits: Tensor,
+    classes: Tensor,
+    context: Callable[[Tensor, Tensor], Tensor] = mean_context,
+    earlier: Tensor | None = None,
+    sweeps: int = 2,
+) -> Tensor:
+    """Classes (h, w) that lower the sum of cost (h, w, C) and priced code length, by iterated conditional modes.
+
+    Args:
+        bits: (contexts, C) priced length of a class in a context. classes: where to start. context: of a class, from those of
+            its left and its upper neighbour. earlier: (h, w) is added to contexts; where it is given, neighbours beyond the
+            edge are class 0, else the one that there is stands for the other.
+    """
+    now = classes.clone()
+    h, w, C = cost.shape
+    odd = (torch.arange(h)[:, None] + torch.arange(w)) % 2
+    every = torch.arange(C)
+    offset = torch.zeros(h, w, dtype=torch.int64) if earlier is None else earlier
+    for turn in range(2 * sweeps):
+        left, up = F.pad(now[:, :-1], (1, 0)), F.pad(now[:-1], (0, 0, 1, 0))
+        if earlier is None:
+            left, up = torch.cat([up[:, :1], left[:, 1:]], 1), torch.cat([left[:1], up[1:]], 0)
+        total = cost + bits[context(left, up) + offset]
+        # What the choice makes of the contexts of the right and the lower neighbour, away from the edges.
+        if w > 1 and h > 1:
+            right = context(every, up[1:, 1:, None]) + offset[1:, 1:, None]
+            total[1:, :-1] += bits[right, now[1:, 1:, None]]
+            lower = context(left[1:, 1:, None], every) + offset[1:, 1:, None]
+            total[:-1, 1:] += bits[lower, now[1:, 1:, None]]
+        now = torch.where(odd == turn % 2, total.argmin(-1), now)
+    return now

@@ -1,0 +1,308 @@
+"""Motion of 16x16 blocks: estimated against a reference, compensated, and coded into bytes.
+
+Vectors are in quarter pixels, int64 as (x, y): a block at p looks like the reference at p + vector / 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semcast.layers.block_classes import BLOCK
+
+PER_PIXEL = 4
+LIMIT = 255
+"""Longest component, in quarter pixels."""
+SPAN = 32
+"""Differences to the prediction up to this size have a symbol of their own; the last symbol is an escape."""
+SYMBOLS = 2 * SPAN + 2
+CONTEXTS = 4
+FLAG_CONTEXTS = 8
+"""Of the flag that a vector departs from its prediction."""
+SPLIT_CONTEXTS = 6
+SWEEPS = 2
+
+
+class Motion(NamedTuple):
+    """Motion of one frame on a grid of 16x16 blocks, any of which may be split into four.
+
+    Attributes:
+        base: (h, w, 2) int64 vectors, which predict their neighbours. split: (h, w) bool. quarters: (h, w, 4, 2) int64
+            vectors of the four 8x8 blocks of a block, upper left, upper right, lower left, lower right; the base where it is
+            not split.
+    """
+
+    base: np.ndarray
+    split: np.ndarray
+    quarters: np.ndarray
+
+    def field(self) -> Tensor:
+        """(2 h, 2 w, 2) vectors of 8x8 blocks."""
+        h, w = self.split.shape
+        return torch.from_numpy(self.quarters.reshape(h, w, 2, 2, 2).transpose(0, 2, 1, 3, 4).reshape(2 * h, 2 * w, 2))
+
+
+class Counts(NamedTuple):
+    """How often symbols occur: flags (FLAG_CONTEXTS, 2), differences (CONTEXTS, SYMBOLS), splits (SPLIT_CONTEXTS, 2), and
+    differences of quarters to their block (1, SYMBOLS). The same shapes hold the tables that are made of them."""
+
+    flags: np.ndarray
+    differences: np.ndarray
+    splits: np.ndarray
+    quarters: np.ndarray
+
+    @classmethod
+    def zeros(cls) -> Counts:
+        """Nothing seen yet."""
+        shapes = (FLAG_CONTEXTS, 2), (CONTEXTS, SYMBOLS), (SPLIT_CONTEXTS, 2), (1, SYMBOLS)
+        return cls(*(np.zeros(shape) for shape in shapes))
+
+    @classmethod
+    def rough(cls) -> Counts:
+        """About how symbols are distributed, to begin with: small differences, few departures, fewer splits."""
+        flags, differences, splits, quarters = cls.zeros()
+        shape = 60000.0 / (1.0 + np.abs(np.arange(SYMBOLS) - SPAN)) ** 2 + 1
+        flags[:], splits[:] = (50000, 10000), (57000, 3000)
+        differences[:], quarters[:] = shape, shape
+        return cls(flags, differences, splits, quarters)
+
+
+def estimate(
+    current: Tensor, reference: Tensor, tables: Counts, before: Motion | None = None, bit_price: float = 0.0
+) -> Motion:
+    """Motion of one frame (3, H, W) against another, sides multiples of 16.
+
+    Dense flow (DIS, Kroeger et al. 2016) proposes the median of every block; beside it stand no motion, the neighbours'
+    proposals and the block's last vector. The least of squared difference and priced bits wins, by iterated conditional modes;
+    then a block is split where its quarters' own medians save more than they cost.
+
+    Args:
+        tables: that the motion will be coded under. before: of the frame before, or None. bit_price: squared difference of a
+            block (sum over its values in [0, 1]) that a bit is worth.
+    """
+    import cv2
+
+    luma = [_luma(frame) for frame in (current, reference)]
+    dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]  # not in its stubs
+    flow = dense.calc(luma[0], luma[1], None)
+    fine = _medians(flow, BLOCK // 2)
+    own = _medians(flow, BLOCK)
+    h, w = own.shape[:2]
+    zero = np.zeros_like(own)
+    candidates = [own, zero, *_neighbours(own)] + ([before.base] if before is not None else [])
+    halves = [_block_error(luma[0], _moved(luma[1], one, BLOCK)) for one in candidates]  # (2 h, 2 w) each
+    errors = np.stack([one.reshape(h, 2, w, 2).sum((1, 3)) for one in halves], -1)
+    choices = np.stack(candidates, 2)  # (h, w, K, 2)
+    rows, columns = np.arange(h)[:, None], np.arange(w)
+    pick = errors.argmin(-1)
+    for turn in range(2 * SWEEPS):
+        bits = _bits(choices, choices[rows, columns, pick], tables)
+        odd = np.add.outer(np.arange(h), np.arange(w)) % 2 == turn % 2
+        pick = np.where(odd, (errors + bit_price * bits).argmin(-1), pick)
+    base = choices[rows, columns, pick]
+    split_error = _block_error(luma[0], _moved(luma[1], fine, BLOCK // 2)).reshape(h, 2, w, 2).transpose(0, 2, 1, 3)
+    whole_error = np.stack(halves, -1).reshape(h, 2, w, 2, -1).transpose(0, 2, 1, 3, 4)[rows, columns, :, :, pick]
+    quarters = fine.reshape(h, 2, w, 2, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, 4, 2)
+    quarters = base[:, :, None] + (quarters - base[:, :, None]).clip(-SPAN, SPAN)
+    # A quarter that gains too little keeps the block's vector.
+    length = _lengths(tables.quarters)[0]
+    still, cost = 2 * length[SPAN], length[symbols_of(quarters - base[:, :, None])].sum(-1)
+    saved = (whole_error - split_error).reshape(h, w, 4) - bit_price * (cost - still)
+    quarters = np.where((saved > 0)[..., None], quarters, base[:, :, None])
+    flag = _lengths(tables.splits.sum(0, keepdims=True))[0]
+    split = np.maximum(saved, 0).sum(-1) > bit_price * (4 * still + flag[1] - flag[0])
+    quarters = np.where(split[..., None, None], quarters, base[:, :, None])
+    return Motion(base, (quarters != base[:, :, None]).any((2, 3)), quarters.clip(-LIMIT, LIMIT))
+
+
+def _medians(flow: np.ndarray, block: int) -> np.ndarray:
+    """Median of a flow (H, W, 2) in every block, in quarter pixels (H / block, W / block, 2)."""
+    h, w = flow.shape[0] // block, flow.shape[1] // block
+    grid = flow.reshape(h, block, w, block, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, -1, 2)
+    return np.rint(np.median(grid[:, :, :: block // 4 - 1], 2) * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
+
+
+def _neighbours(vectors: np.ndarray) -> list[np.ndarray]:
+    """Left, upper, right and lower neighbour's vector of every block, its own at the edges."""
+    padded = np.pad(vectors, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return [padded[1:-1, :-2], padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1]]
+
+
+def _bits(choices: np.ndarray, now: np.ndarray, tables: Counts) -> np.ndarray:
+    """What each of the vectors (h, w, K, 2) costs where the neighbours have the vectors ``now`` (h, w, 2): (h, w, K) bits."""
+    prediction, context = predictions(now)
+    difference = choices - prediction[:, :, None]
+    lengths, flags = _lengths(tables.differences), _lengths(tables.flags)
+    explicit = lengths[context[:, :, None, None], symbols_of(difference)].sum(-1)
+    flag_context = _flag_contexts((now != prediction).any(-1), None)[:, :, None]
+    return np.where(difference.any(-1), flags[flag_context, 1] + explicit, flags[flag_context, 0])
+
+
+def _lengths(table: np.ndarray) -> np.ndarray:
+    """Ideal code lengths in bits under rows of frequencies, float32."""
+    lengths: np.ndarray = -np.log2(table / table.sum(1, keepdims=True)).astype(np.float32)
+    return lengths
+
+
+def _luma(frame: Tensor) -> np.ndarray:
+    weights = frame.new_tensor([0.299, 0.587, 0.114])
+    return ((frame * weights[:, None, None]).sum(0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _moved(luma: np.ndarray, vectors: np.ndarray, block: int) -> np.ndarray:
+    """A rough compensation, bilinear, to choose vectors of blocks by."""
+    import cv2
+
+    height, width = luma.shape
+    dense = (vectors.astype(np.float32) / PER_PIXEL).repeat(block, 0).repeat(block, 1)
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return cv2.remap(luma, x + dense[..., 0], y + dense[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _block_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared difference of luma in every 8x8 block, three times its sum over values in [0, 1]: (2 h, 2 w) float32."""
+    import cv2
+
+    half = BLOCK // 2
+    squares = np.square(cv2.absdiff(a, b), dtype=np.float32)
+    mean = cv2.resize(squares, (a.shape[1] // half, a.shape[0] // half), interpolation=cv2.INTER_AREA)
+    return mean * np.float32(3 * half**2 / 255**2)
+
+
+def compensate(reference: Tensor, field: Tensor) -> Tensor:
+    """Move references (N, 3, H, W) by vectors (N, H / 8, W / 8, 2) -> (N, 3, H, W), bicubic, edges repeated."""
+    height, width = reference.shape[-2:]
+    half = BLOCK // 2
+    dense = field.repeat_interleave(half, 1).repeat_interleave(half, 2).to(reference) / PER_PIXEL
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack([x, y], -1).to(reference) + dense
+    scale = reference.new_tensor([2 / width, 2 / height])
+    grid = (place + 0.5) * scale - 1
+    return F.grid_sample(reference, grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
+# -- coding ------------------------------------------------------------------------------------------------------------------
+
+
+def predictions(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction (h, w, 2) and context (h, w) of every vector from its left, upper and upper right neighbours."""
+    h, w, _ = vectors.shape
+    padded = np.zeros((h + 1, w + 2, 2), dtype=np.int64)
+    padded[1:, 1:-1] = vectors
+    left, up, corner = padded[1:, :-2], padded[:-1, 1:-1], padded[:-1, 2:]
+    spread = np.abs(np.stack([left - up, up - corner])).sum((0, 3))
+    return np.median(np.stack([left, up, corner]), 0).astype(np.int64), np.digitize(spread, [1, 8, 32])
+
+
+def symbols_of(difference: np.ndarray) -> np.ndarray:
+    """Symbol of every difference: its value, or the escape."""
+    return np.where(np.abs(difference) <= SPAN, difference + SPAN, SYMBOLS - 1).astype(np.int32)
+
+
+def _flag_contexts(moved: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    """Context of a block's flag: how many of left, upper and earlier block depart from their predictions."""
+    left, up = np.zeros_like(moved), np.zeros_like(moved)
+    left[:, 1:], up[1:] = moved[:, :-1], moved[:-1]
+    total = left.astype(np.int64) + up
+    return total if before is None else 3 + total + 2 * before.astype(np.int64)
+
+
+def _split_contexts(split: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Context of a block's split: how many of left and upper neighbour are split, and whether it departs itself."""
+    left, up = np.zeros_like(split), np.zeros_like(split)
+    left[:, 1:], up[1:] = split[:, :-1], split[:-1]
+    return left.astype(np.int64) + up + 3 * moved
+
+
+def count(motion: Motion, before: np.ndarray | None, into: Counts) -> np.ndarray:
+    """Add one frame's symbols to counts; returns its flags (h, w).
+
+    Args:
+        before: (h, w) flags of the frame before in the same packet, or None.
+    """
+    prediction, context = predictions(motion.base)
+    difference = motion.base - prediction
+    moved: np.ndarray = difference.any(-1)
+    np.add.at(into.flags, (_flag_contexts(moved, before), moved.astype(np.int64)), 1)
+    np.add.at(into.differences, (context[..., None].repeat(2, -1)[moved], symbols_of(difference)[moved]), 1)
+    np.add.at(into.splits, (_split_contexts(motion.split, moved), motion.split.astype(np.int64)), 1)
+    own = (motion.quarters - motion.base[:, :, None])[motion.split]
+    np.add.at(into.quarters[0], symbols_of(own), 1)
+    return moved
+
+
+def bits_of(motion: Motion, tables: Counts) -> float:
+    """Ideal code length in bits of the first frame of a packet."""
+    counts = Counts.zeros()
+    count(motion, None, counts)
+    return float(sum((c * _lengths(table)).sum() for c, table in zip(counts, tables, strict=True)))
+
+
+def _models(frequencies: np.ndarray) -> list[Any]:
+    import constriction
+
+    family = constriction.stream.model.Categorical
+    return [family(row / row.sum(), perfect=False) for row in frequencies.astype(np.float64)]
+
+
+def encode(encoder: Any, motion: Motion, before: np.ndarray | None, tables: Counts) -> np.ndarray:
+    """Append motion to a range coder of ``constriction`` under static whole frequencies; returns the flags (h, w)."""
+    import constriction
+
+    flag_models, models, split_models, (quarter_model,) = (_models(table) for table in tables)
+    escape = constriction.stream.model.Uniform(2 * LIMIT + 1)
+    prediction, context = predictions(motion.base)
+    difference = motion.base - prediction
+    symbols, moved = symbols_of(difference), difference.any(-1)
+    flag_context, split_context = _flag_contexts(moved, before), _split_contexts(motion.split, moved)
+    own = symbols_of(motion.quarters - motion.base[:, :, None]).reshape(*moved.shape, 8)
+    for i, j in np.ndindex(context.shape):
+        encoder.encode(int(moved[i, j]), flag_models[flag_context[i, j]])
+        for k in (0, 1) if moved[i, j] else ():
+            encoder.encode(int(symbols[i, j, k]), models[context[i, j]])
+            if symbols[i, j, k] == SYMBOLS - 1:
+                encoder.encode(int(motion.base[i, j, k]) + LIMIT, escape)
+        encoder.encode(int(motion.split[i, j]), split_models[split_context[i, j]])
+        for symbol in own[i, j] if motion.split[i, j] else ():
+            encoder.encode(int(symbol), quarter_model)
+    return moved
+
+
+def decode(decoder: Any, h: int, w: int, before: np.ndarray | None, tables: Counts) -> tuple[Motion, np.ndarray]:
+    """The inverse of :func:`encode`, motion and flags; whatever the bytes are, vectors within the limits come out."""
+    import constriction
+
+    flag_models, models, split_models, (quarter_model,) = (_models(table) for table in tables)
+    escape = constriction.stream.model.Uniform(2 * LIMIT + 1)
+    moved, split = np.zeros((h, w), dtype=bool), np.zeros((h, w), dtype=bool)
+    quarters = np.zeros((h, w, 4, 2), dtype=np.int64)
+    rows: list[list[tuple[int, int]]] = []
+    still = (0, 0)
+    for i in range(h):
+        row: list[tuple[int, int]] = []
+        above = rows[-1] if rows else [still] * w
+        for j in range(w):
+            left, up, corner = row[-1] if j else still, above[j], above[j + 1] if j + 1 < w else still
+            vector = [sorted((left[k], up[k], corner[k]))[1] for k in (0, 1)]
+            total = (int(moved[i, j - 1]) if j else 0) + (int(moved[i - 1, j]) if i else 0)
+            if decoder.decode(flag_models[total if before is None else 3 + total + 2 * int(before[i, j])]):
+                moved[i, j] = True
+                spread = sum(abs(left[k] - up[k]) + abs(up[k] - corner[k]) for k in (0, 1))
+                model = models[(spread >= 1) + (spread >= 8) + (spread >= 32)]
+                for k in (0, 1):
+                    symbol = decoder.decode(model)
+                    value = decoder.decode(escape) - LIMIT if symbol == SYMBOLS - 1 else vector[k] + symbol - SPAN
+                    vector[k] = max(-LIMIT, min(LIMIT, value))
+            row.append((vector[0], vector[1]))
+            quarters[i, j] = vector
+            total = (int(split[i, j - 1]) if j else 0) + (int(split[i - 1, j]) if i else 0) + 3 * int(moved[i, j])
+            if decoder.decode(split_models[total]):
+                split[i, j] = True
+                own = [decoder.decode(quarter_model) - SPAN for _ in range(8)]
+                quarters[i, j] = (quarters[i, j] + np.array(own).reshape(4, 2)).clip(-LIMIT, LIMIT)
+        rows.append(row)
+    return Motion(np.array(rows, dtype=np.int64).reshape(h, w, 2), split, quarters), moved

@@ -1,0 +1,93 @@
+"""Side information of a run of P-frames in one range-coded string: per frame the motion of its blocks, then their classes.
+
+A run is one packet. Its first frame is coded on its own; a later one sees what stands before it in the same packet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from semcast.layers import block_motion
+
+GROUPS = 4
+"""Classes are told apart in groups of like activity by those that they are the context of."""
+CLASS_CONTEXTS = GROUPS * GROUPS * (GROUPS + 1)
+
+
+class Tables(NamedTuple):
+    """Static whole frequencies: of motion, and of classes (CLASS_CONTEXTS, C)."""
+
+    motion: block_motion.Counts
+    classes: np.ndarray
+
+
+def groups(classes: int) -> np.ndarray:
+    """(C,) group of every class: the calmest alone, the others by thirds."""
+    return np.minimum(1 + 3 * np.arange(-1, classes - 1) // max(classes - 1, 1), GROUPS - 1) * (np.arange(classes) > 0)
+
+
+def earlier_context(before: np.ndarray | None, shape: tuple[int, ...], group: np.ndarray) -> np.ndarray:
+    """What the frame before adds to contexts, (h, w)."""
+    return np.full(shape, GROUPS, dtype=np.int64) if before is None else group[before]
+
+
+def spatial_context(left: Any, up: Any) -> Any:
+    """What the groups of left and upper neighbour add: of arrays, tensors or numbers."""
+    return (left * GROUPS + up) * (GROUPS + 1)
+
+
+def class_contexts(classes: np.ndarray, before: np.ndarray | None, group: np.ndarray) -> np.ndarray:
+    """Context (h, w) of every class of a map (h, w)."""
+    own = group[classes]
+    left, up = np.zeros_like(own), np.zeros_like(own)
+    left[:, 1:], up[1:] = own[:, :-1], own[:-1]
+    return spatial_context(left, up) + earlier_context(before, classes.shape, group)
+
+
+def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables: Tables) -> bytes:
+    """Motion and classes (h, w) of consecutive frames -> bytes."""
+    import constriction
+
+    encoder = constriction.stream.queue.RangeEncoder()
+    model = constriction.stream.model.Categorical(perfect=False)
+    group = groups(tables.classes.shape[1])
+    table = tables.classes / tables.classes.sum(1, keepdims=True)
+    moved: np.ndarray | None = None
+    before: np.ndarray | None = None
+    for motion, classes in frames:
+        moved = block_motion.encode(encoder, motion, moved, tables.motion)
+        rows = table[class_contexts(classes, before, group).reshape(-1)]
+        encoder.encode(classes.reshape(-1).astype(np.int32), model, rows)
+        before = classes
+    data: bytes = encoder.get_compressed().astype("<u4").tobytes()
+    return data.rstrip(b"\0")
+
+
+def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[tuple[block_motion.Motion, np.ndarray]] | None:
+    """The inverse of :func:`encode_run`; None where the bytes cannot be such a string."""
+    import constriction
+
+    padded = data + b"\0" * (-len(data) % 4)
+    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, dtype="<u4").astype(np.uint32))
+    models = [constriction.stream.model.Categorical(row / row.sum(), perfect=False) for row in tables.classes]
+    group = groups(tables.classes.shape[1])
+    moved: np.ndarray | None = None
+    before: np.ndarray | None = None
+    out = []
+    try:
+        for _ in range(count):
+            motion, moved = block_motion.decode(decoder, h, w, moved, tables.motion)
+            earlier = earlier_context(before, (h, w), group)
+            classes = np.zeros((h, w), dtype=np.int64)
+            for i in range(h):
+                for j in range(w):
+                    left, up = (group[classes[i, j - 1]] if j else group[0]), (group[classes[i - 1, j]] if i else group[0])
+                    classes[i, j] = decoder.decode(models[spatial_context(left, up) + earlier[i, j]])
+            out.append((motion, classes))
+            before = classes
+    except (AssertionError, ValueError):
+        return None
+    return out

@@ -1,0 +1,278 @@
+"""Preset ``small`` of NTSCC: the shipped one.
+
+    frame ─▶ 16x16 blocks ─▶ g_a = KLT ─▶ y ─┬─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols
+                                            └─▶ z = class of block ─▶ range coder ─▶ packet
+    symbols ─▶ f_d: posterior mean per coefficient, given z ─▶ y_hat ─▶ g_s = KLT^T + [conv, AF] + 8x8: [conv, AF] ─▶ frame_hat
+
+z is a vector-quantised hyperprior: it names the variances of y, hence its entropy, hence the channel uses of every coefficient
+(:mod:`semcast.layers.block_code`). Everything starts as the closed-form code; the networks learn what to add.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from semcast.errors import BudgetError
+from semcast.layers.block_classes import BLOCK, DIMS, decode_classes, encode_classes, side_margin_db
+from semcast.layers.block_code import BlockCode, joined
+from semcast.layers.blocks import pad_to
+from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
+from semcast.layers.spread import despread, spread
+from semcast.systems.base import Side, System
+from semcast.types import (
+    Analog,
+    Aux,
+    Budget,
+    Csi,
+    Decoded,
+    Digital,
+    Format,
+    Packet,
+    Payload,
+    Received,
+    RxAnalog,
+    RxProxy,
+    Step,
+    StepResult,
+    as_complex,
+    as_real,
+)
+
+
+@dataclass(frozen=True)
+class SmallConfig:
+    """The shipped network.
+
+    Attributes:
+        classes: of 16x16 blocks. latents: real coefficients per block at most (L). rotated: of them turned into a class's own
+            KLT. width, fine_width: channels of g_s on the grid of blocks, and on that of half blocks after it. decoder_blocks,
+            fine_blocks: residual blocks. embedding: numbers that describe a class.
+    """
+
+    classes: int = 32
+    latents: int = 384
+    rotated: int = 192
+    width: int = 192
+    fine_width: int = 96
+    decoder_blocks: int = 2
+    fine_blocks: int = 3
+    embedding: int = 16
+
+
+class Synthesis(nn.Module):
+    """g_s: estimates of coefficients -> picture, on the grid of blocks first, then on half blocks beside the linear picture."""
+
+    def __init__(self, config: SmallConfig) -> None:
+        super().__init__()
+        L, fine = config.latents, config.fine_width
+        self.embed = nn.Embedding(config.classes, config.embedding)
+        self.trunk = Trunk(L + config.embedding, config.width, config.decoder_blocks)
+        self.expand = nn.Conv2d(config.width, 4 * fine, 1)
+        self.look = nn.Conv2d(DIMS // 4, fine, 1)
+        self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
+        self.head = zero_conv(fine, DIMS // 4)
+
+    def forward(self, linear: Tensor, unit: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+        """Linear picture (B, 3, 16 h, 16 w), y_hat at unit variance (B, L, h, w), classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
+        halves = F.pixel_unshuffle(linear, BLOCK // 2)
+        features = torch.cat([unit, self.embed(classes).movedim(-1, 1)], 1)
+        fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
+        for block in self.fine:
+            fine = block(fine, conditions.vector)
+        residual = self.head(F.gelu(fine, approximate="tanh"))
+        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
+
+
+class State(NamedTuple):
+    """One side: the session header, and at the receiver the last frame, which a lost packet freezes."""
+
+    fmt: Format
+    last: Tensor | None = None
+
+
+_HEAD = "<bbH"  # told SNR in dB, by how many dB curves are shifted, gain in hundredths of a dB from -100 dB
+
+
+class NtsccSmall(System):
+    """NTSCC of single frames; every frame is a packet ``hyperprior`` and an analog stream ``latent``."""
+
+    name = "ntscc"
+    preset = "small"
+    frames_per_step = 1
+
+    def __init__(self, config: SmallConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.code = BlockCode(config.classes, config.latents, config.rotated)
+        self.register_buffer("std", torch.ones(config.latents))
+        self.g_s = Synthesis(config)
+
+    std: Tensor
+
+    def start(self, fmt: Format, side: Side) -> State:
+        return State(fmt)
+
+    # -- transmitter -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self, step: Step, state: State, csi: Csi, budget: Budget, *, generator: torch.Generator
+    ) -> tuple[Payload, State, Aux]:
+        frames = pad_to(step.frames.flatten(0, 1), BLOCK)
+        told = csi.spread_snr_db.clamp(-60, 60).round()
+        mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
+        with torch.autocast("cpu", enabled=False):
+            y = self.code.blocks.analyse(frames)
+            bits_per_use = _bits_per_use(budget, mcs)
+            guess = round(0.93 * budget.uses)
+            maps = [self.code.choose(one, guess, snr, bits_per_use) for one, snr in zip(y, told.tolist(), strict=True)]
+        classes = torch.stack(maps)
+        sides = [encode_classes(one.numpy(), self.code.blocks.frequencies.numpy()) for one in maps]
+        sizes = [struct.calcsize(_HEAD) + len(side) for side in sides]
+        uses = budget.uses - round(sum(budget.uses_for_packets([size], mcs) for size in sizes) / len(sizes))
+        if uses < maps[0].numel() // 16 + 1:
+            if not self.training:
+                raise BudgetError(
+                    f"ntscc:small needs {sizes[0]} bytes of side information a frame and has no channel uses left for it "
+                    f"at CBR {budget.cbr:g}; raise --cbr"
+                )
+            uses = maps[0].numel() // 16 + 1
+        plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(maps, told.tolist(), strict=True)]
+        with torch.autocast("cpu", enabled=False):
+            blocks = y.flatten(2).movedim(1, -1)
+            shift = [self.code.shift(one, own.flatten(), plan) for one, own, plan in zip(blocks, maps, plans, strict=True)]
+            plans = [self.code.shifted(plan, by) for plan, by in zip(plans, shift, strict=True)]
+            symbols = self.code.modulate(blocks.flatten(0, 1), classes.flatten(), joined(plans)).reshape(len(y), -1)
+        amplitude = symbols.square().mean(1).clamp_min(1e-9).rsqrt()
+        latent = Analog(spread(as_complex(symbols)))
+        if self.training:
+            # What the packet would tell, as numbers.
+            head = torch.stack([told, torch.tensor(shift).to(told), amplitude], 1)
+            proxy = torch.cat([head, classes.flatten(1).to(symbols)], 1)
+            bits = torch.tensor([[8.0 * size] for size in sizes])
+            payload: Payload = {"hyperprior": Digital(proxy=proxy[:, None], est_bits=bits), "latent": latent}
+            return payload, state, {"reference_mse": reference_mse(csi.snr_db, state.fmt.cbr)}
+        gain = round(100 * (20 * math.log10(float(amplitude[0])) + 100))
+        data = struct.pack(_HEAD, int(told[0]), shift[0], gain) + sides[0]
+        return {"hyperprior": Digital([[Packet(data, mcs=mcs)]]), "latent": latent}, state, {}
+
+    @torch.no_grad()
+    def price(self, frames: Tensor, csi: Csi, budget: Budget) -> int:
+        """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes this budget, about."""
+        told = float(csi.spread_snr_db.mean().round())
+        y = self.code.blocks.analyse(pad_to(frames, BLOCK))[0]
+        likely = self.code.blocks.classify(y[None])[0]
+        size = round(self.code.blocks.class_bits(likely.numpy()) * 0.8 / 8)
+        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
+        return self.code.allocate(likely.flatten(), max(uses, 32), told).price
+
+    # -- receiver --------------------------------------------------------------------------------------------------------
+
+    def decode(
+        self, received: Received, state: State, n_frames: int, *, generator: torch.Generator
+    ) -> tuple[Decoded, State, Aux]:
+        rx, side = received["latent"], received["hyperprior"]
+        assert isinstance(rx, RxAnalog)
+        height, width = state.fmt.height, state.fmt.width
+        frames = self._decode(side, rx, state.fmt)
+        if frames is None:
+            last = state.last if state.last is not None else torch.full((1, 3, height, width), 0.5, device=rx.y.device)
+            return Decoded(frames=last[:, None], concealed=1), state, {}
+        frames = frames[..., :height, :width].float()
+        if self.training:
+            aux = {"arrived": side.arrived[:, 0].float()} if isinstance(side, RxProxy) else {}
+            return Decoded(frames=frames.unflatten(0, (-1, n_frames))), state, aux
+        frames = frames.clamp(0, 1)
+        return Decoded(frames=frames.unflatten(0, (-1, n_frames))), State(state.fmt, frames[-1:]), {}
+
+    def _decode(self, side: object, rx: RxAnalog, fmt: Format) -> Tensor | None:
+        h, w = math.ceil(fmt.height / BLOCK), math.ceil(fmt.width / BLOCK)
+        uses = rx.y.shape[1]
+        if isinstance(side, RxProxy):
+            numbers = side.proxy[:, 0]
+            told, shift, amplitude = numbers[:, 0], numbers[:, 1], torch.where(side.arrived[:, 0], numbers[:, 2], 1.0)
+            classes = numbers[:, 3:].detach().round().long().reshape(-1, h, w)
+        else:
+            assert isinstance(side, list)
+            parsed = parse(side[0][0], h, w, self.code.blocks.frequencies.numpy())
+            if parsed is None:
+                return None
+            (told, shift, amplitude), classes = torch.tensor([parsed[:3]]).T, parsed[3]
+        plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
+        if any(int(plan.uses.sum()) != 2 * uses for plan in plans):
+            return None
+        plans = [self.code.shifted(plan, round(by)) for plan, by in zip(plans, shift.tolist(), strict=True)]
+        x, noise_var = despread(rx)
+        # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
+        values, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
+        with torch.autocast("cpu", enabled=False):
+            per_block = amplitude.repeat_interleave(h * w)
+            y_hat = self.code.demodulate(values.flatten(), noise.flatten(), per_block, classes.flatten(), joined(plans))
+            y_hat = y_hat.reshape(len(values), h, w, -1).movedim(-1, 1)
+        measured_db = -10 * noise_var.log10().mean(1)
+        conditions = self._conditions(measured_db, uses / (h * w), classes)
+        with torch.autocast("cpu", enabled=False):
+            linear = self.code.blocks.synthesise(y_hat)
+        picture: Tensor = self.g_s(linear, y_hat / self.std[:, None, None], classes, conditions)
+        return picture
+
+    def _conditions(self, snr_db: Tensor, uses_per_block: float, classes: Tensor) -> Conditions:
+        snr = (snr_db.clamp(-10, 40) / 20).to(classes.device)
+        rate = torch.full_like(snr, math.log2(max(uses_per_block, 0.5)) / 7)
+        vector = torch.stack([snr, rate], 1)
+        return Conditions(vector, vector[:, :, None, None].expand(-1, -1, *classes.shape[1:]))
+
+    # -- training --------------------------------------------------------------------------------------------------------
+
+    def initialise(self, frames: Tensor) -> None:
+        """Start as the closed-form code: classes fitted to ``frames`` (N, 3, H, W)."""
+        self.code.fit(frames)
+        with torch.no_grad():
+            self.std.copy_(self.code.blocks.analyse(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
+
+    def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
+
+        The rate is not in the loss: the allocation meets the budget exactly, at the best distortion for the classes.
+        ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest pictures own, and PSNR (p -> 0).
+        """
+        result = run[0]
+        assert result.decoded.frames is not None
+        mse = (result.decoded.frames - result.step.frames).square().flatten(1).mean(1)
+        p = float(stage.get("power", 0.5))
+        arrived = result.aux.get("arrived", torch.ones_like(mse))  # what a lost packet does is not the network's to mend
+        loss = ((mse / result.aux["reference_mse"]).pow(p) * arrived).mean()
+        return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+
+
+def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
+    """Told SNR in dB, shift of the curves in dB, amplitude, classes (1, h, w) of a packet; None where it is lost or damaged."""
+    size = struct.calcsize(_HEAD)
+    if data is None or len(data) < size:
+        return None
+    told, shift, gain = struct.unpack_from(_HEAD, data)
+    classes = decode_classes(data[size:], h, w, frequencies)
+    if classes is None:
+        return None
+    return float(told), float(shift), 10 ** ((gain / 100 - 100) / 20), torch.from_numpy(classes)[None]
+
+
+def _bits_per_use(budget: Budget, mcs: str | None) -> float:
+    """What a channel use carries of side information, framing left out."""
+    few, many = (budget.uses_for_packets([size], mcs) for size in (100, 500))
+    return 3200 / max(many - few, 1)
+
+
+def reference_mse(snr_db: Tensor, cbr: float) -> Tensor:
+    """A rough law of how the error of this family falls with SNR and rate, (B,); only its shape matters."""
+    capacity = torch.log2(1 + 10 ** (snr_db / 10)) * cbr
+    return 0.004 * (1 + capacity / 0.03) ** -1.1

@@ -1,0 +1,88 @@
+"""The small presets of NTSCC and DVST through the loop: a few steps, and what they are worth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semcast.systems.base import System
+from semcast.systems.dvst import fit as dvst_fit
+from semcast.systems.dvst.small import DvstSmall
+from semcast.systems.dvst.small import SmallConfig as DvstConfig
+from semcast.systems.ntscc.small import NtsccSmall
+from semcast.systems.ntscc.small import SmallConfig as NtsccConfig
+from semcast.training.data import Corpus
+from semcast.training.loop import Progress, train
+from semcast.training.schedule import Schedule, Stage, load_schedule
+from semcast.video.scenes import open_scene
+
+pytest.importorskip("accelerate", reason="training needs the extra `train`")
+
+NTSCC = NtsccConfig(classes=4, latents=64, rotated=0, width=16, fine_width=16, decoder_blocks=1, fine_blocks=1, embedding=4)
+DVST = DvstConfig(classes=4, latents=64, rotated=0, fine_width=16, fine_blocks=1, embedding=4)
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Two scenes of 4 frames of 96x80."""
+    clips = []
+    for name in ("astronaut-pan", "gravel-rotate"):
+        frames = torch.stack(list(open_scene(f"{name}:size=96x80,frames=4").frames()))
+        clips.append(np.ascontiguousarray(frames.movedim(1, -1).mul(255).round().to(torch.uint8).numpy()))
+    return Corpus(clips, ("scenes",))
+
+
+def plan(system: str, frames: int) -> Schedule:
+    """One condition only, so that losses can be compared from step to step."""
+    only = Stage(
+        name="only", steps=STEPS, batch=1, size=64, frames=frames, min_scale=1.0, warmup=1, lr=3e-3, lr_end=1e-3,
+        snr_db=(6.0, 6.0), cbr=(0.12,),
+    )  # fmt: skip
+    often = {"validate_every": 1000, "save_every": 1000}
+    return Schedule(system=system, preset="small", ema=0.5, validation_cbr=0.12, stages=(only,), **often)
+
+
+def fitted(kind: str, clips: torch.Tensor) -> System:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        key = NtsccSmall(NTSCC)
+        key.initialise(clips.flatten(0, 1))
+        if kind == "ntscc":
+            return key
+        system = DvstSmall(DVST, key, 4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dvst_fit, "CBR", (0.12,))
+            patch.setattr(dvst_fit, "SNR_DB", (6.0, 10.0))
+            system.initialise(clips)
+        return system
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("ntscc", 1), ("dvst", 4)])
+def test_a_dozen_steps_lower_the_loss(
+    kind: str, frames: int, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one condition, from the closed-form start, before which the networks add nothing; crops differ from step to step."""
+    clips = torch.stack([torch.from_numpy(clip).movedim(-1, 1).float()[:, :, :80, :80] / 255 for clip in corpus.clips])
+    system = fitted(kind, clips)
+    monkeypatch.setattr(system, "initialise", None, raising=False)  # fitted already, to fewer clips than the loop would draw
+    at_rest = {name: value.detach().clone() for name, value in system.named_parameters()}
+    seen: list[Progress] = []
+    train(system, corpus, plan(kind, frames), tmp_path, card={}, on_step=seen.append)
+    assert [turn.step for turn in seen] == list(range(1, STEPS + 1))
+    first, last = (sum(turn.loss for turn in part) for part in (seen[:4], seen[-4:]))
+    assert last < first
+    moved = {name for name, value in system.named_parameters() if not torch.equal(value, at_rest[name])}
+    assert {name for name in moved if not name.startswith("g_s.")} == set()
+    assert "g_s.head.weight" in moved
+
+
+def test_the_shipped_schedules_are_valid() -> None:
+    for name, frames in (("ntscc", 1), ("dvst", 4)):
+        schedule = load_schedule(name, "small")
+        assert (schedule.system, schedule.preset) == (name, "small")
+        assert all(stage.frames == frames for stage in schedule.stages)
+        assert max(max(stage.cbr) for stage in schedule.stages) <= 0.125
