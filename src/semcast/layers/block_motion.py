@@ -76,9 +76,9 @@ def estimate(
 ) -> Motion:
     """Motion of one frame (3, H, W) against another, sides multiples of 16.
 
-    Dense flow (DIS, Kroeger et al. 2016) proposes the median of every block; beside it stand no motion, the neighbours'
-    proposals and the block's last vector. The least of squared difference and priced bits wins, by iterated conditional modes;
-    then a block is split where its quarters' own medians save more than they cost.
+    Dense flow (DIS, Kroeger et al. 2016) proposes the median of every block; beside it stand no motion, the frame's median,
+    the neighbours' proposals and the block's last vector. The least of squared difference and priced bits wins, by iterated
+    conditional modes; then a block is split where its quarters' own medians save more than they cost.
 
     Args:
         tables: that the motion will be coded under. before: of the frame before, or None. bit_price: squared difference of a
@@ -93,12 +93,14 @@ def estimate(
     own = _medians(flow, BLOCK)
     h, w = own.shape[:2]
     zero = np.zeros_like(own)
-    candidates = [own, zero, *_neighbours(own)] + ([before.base] if before is not None else [])
+    common = np.broadcast_to(np.median(own, (0, 1)).astype(np.int64), own.shape)
+    candidates = [own, zero, common, *_neighbours(own)] + ([before.base] if before is not None else [])
     halves = [_block_error(luma[0], _moved(luma[1], one, BLOCK)) for one in candidates]  # (2 h, 2 w) each
     errors = np.stack([one.reshape(h, 2, w, 2).sum((1, 3)) for one in halves], -1)
     choices = np.stack(candidates, 2)  # (h, w, K, 2)
     rows, columns = np.arange(h)[:, None], np.arange(w)
-    pick = errors.argmin(-1)
+    # From a field that is cheap to tell: from the best of every block on its own, none would ever join its neighbours.
+    pick = (errors + bit_price * _bits(choices, common, tables)).argmin(-1)
     for turn in range(2 * SWEEPS):
         bits = _bits(choices, choices[rows, columns, pick], tables)
         odd = np.add.outer(np.arange(h), np.arange(w)) % 2 == turn % 2

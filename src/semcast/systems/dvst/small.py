@@ -159,7 +159,7 @@ _HEAD = "<bI"  # told SNR in dB, first symbol in units of UNIT
 _FRAME = "<bbH"  # price in quarter dB, shift in dB, gain in hundredths of a dB from -100 dB
 UNIT = 8
 """Channel uses of a P-frame come in multiples of this."""
-LEAST_KEY_SHARE = 0.1
+LEAST_KEY_SHARE, MOST_KEY_SHARE = 0.1, 0.9
 """Of a group's channel uses, for its I-frame."""
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
@@ -303,21 +303,25 @@ class DvstSmall(System):
         """A run within ``left`` channel uses, what it takes, and its price; the last of a group is to use them up."""
         best: list[Coded] = []
         most, at = 0, price
-        for _ in range(6 if left > 0 else 0):
+        cheap, dear = -129, 128  # what is known to be too cheap, and dear enough
+        for attempt in range(9 if left > 0 else 0):
             run = self._encode_run(frames, reference, price, told, rate)
-            side = len(self._side(run)) + head_size(len(run))
-            used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(side)
+            used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(len(self._side(run)) + head_size(len(run)))
             if used > left:
-                if best:
-                    break
-                price += max(2, min(24, math.ceil(math.log(used / left) / ELASTICITY)))
+                cheap = price
+                # Motion yields more slowly than the picture does, so every failure asks for more.
+                price += max(8 * attempt + 2, min(24, math.ceil(math.log(used / left) / ELASTICITY)))
             else:
+                dear = price
                 if used > most:
                     best, most, at = run, used, price
-                if not last or used > 0.95 * left or price <= -128:
+                if not last or used > 0.95 * left:
                     break
                 price -= max(1, min(24, round(0.8 * math.log(left / used) / ELASTICITY)))
-            price = max(-128, min(127, price))
+            if not cheap < price < dear:
+                price = (cheap + dear) // 2
+            if dear - cheap < 3:
+                break
         return best, most, at if best else price
 
     def _encode_run(self, frames: Tensor, reference: Tensor, price: int, told: int, rate: SideRate) -> list[Coded]:
@@ -381,7 +385,7 @@ class DvstSmall(System):
         total = 0.0
         for rows, energies, motion_bits in samples:
             uses, bits = self.code.demand(rows, energies, price, told, rate.bits_per_use)
-            total += uses / 2 + (bits + 0.5 * motion_bits) / rate.bits_per_use
+            total += uses / 2 + (bits + motion_bits) / rate.bits_per_use
         return total / len(samples)
 
     def key_share(self, frames: Tensor, budget: Budget, csi: Csi, told: int, rate: SideRate, state: TxState) -> int:
@@ -391,7 +395,7 @@ class DvstSmall(System):
             return budget.uses
         samples = self._samples(frames, torch.zeros_like(frames[0]), told, rate)
         offset = self.config.key_offset_db * math.log2(count) * STEPS_PER_DB + state.bias
-        low, high = LEAST_KEY_SHARE, 0.97
+        low, high = LEAST_KEY_SHARE, MOST_KEY_SHARE
         uses = budget.uses
         for _ in range(6):
             share = math.sqrt(low * high)
