@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -55,9 +56,9 @@ class LabelMetric(Metric):
         return {name: part.tolist() for name, part in parts.items()}
 
     @staticmethod
+    @abstractmethod
     def of_confusion(confusion: Tensor) -> float:
         """Value of a (truth, prediction) matrix of pixel counts."""
-        raise NotImplementedError
 
 
 class MeanIou(LabelMetric):

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from semcast.errors import BudgetError, UnknownNameError
 from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes, side_margin_db
-from semcast.layers.blocks import AttentionFeature, pad_to
+from semcast.layers.blocks import pad_to
+from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.types import (
     Analog,
@@ -114,51 +115,6 @@ class PaperDecoder(nn.Sequential):
 
 
 # -- preset "small" ----------------------------------------------------------------------------------------------------------
-
-
-class Conditions(NamedTuple):
-    """What modulates the network: (B, 2) of SNR / 20 dB and log2 of channel uses per block / 7, and the same as maps."""
-
-    vector: Tensor
-    maps: Tensor
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and an AF module (ADJSCC, fig. 3) around a skip: (B, C, h, w) -> same."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.attention = AttentionFeature(width, 2)
-
-    def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
-        y = self.conv2(F.gelu(self.conv1(x), approximate="tanh"))
-        return x + self.attention(y, conditions)
-
-
-class Trunk(nn.Module):
-    """1x1 conv - residual blocks: (B, in, h, w) -> (B, width, h, w)."""
-
-    def __init__(self, inputs: int, width: int, blocks: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(inputs + 2, width, 1)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
-
-    def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
-        y = self.stem(torch.cat([x, conditions.maps.to(x.dtype)], 1))
-        for block in self.blocks:
-            y = block(y, conditions.vector)
-        return F.gelu(y, approximate="tanh")
-
-
-def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 1x1 convolution that starts at zero: what the network adds to the closed-form code is learned from nothing."""
-    conv = nn.Conv2d(inputs, outputs, 1)
-    nn.init.zeros_(conv.weight)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)
-    return conv
 
 
 class SmallEncoder(nn.Module):

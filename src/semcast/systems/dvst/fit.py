@@ -14,7 +14,9 @@ from torch import Tensor
 from semcast.errors import BudgetError
 from semcast.layers import block_motion
 from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
-from semcast.systems.dvst.small import Coded, DvstSmall, SideRate, TxState
+from semcast.layers.side_rate import SideRate
+from semcast.systems.dvst.runs import Coded
+from semcast.systems.dvst.small import DvstSmall, TxState
 from semcast.types import Budget, Csi, Format, Step
 
 ROUNDS = 3

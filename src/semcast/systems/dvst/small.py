@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,6 @@ from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
 from semcast.layers.block_classes import BLOCK, DIMS
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
-from semcast.layers.block_motion import Motion
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions, ResidualBlock, zero_conv
 from semcast.layers.side_coder import (
@@ -41,8 +39,10 @@ from semcast.layers.side_coder import (
     groups,
     spatial_context,
 )
+from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.systems.base import Side, System
+from semcast.systems.dvst.runs import UNIT, Coded, Run, amplitude_of, head_size, pack_run, unpack_run
 from semcast.types import (
     Analog,
     Aux,
@@ -126,69 +126,10 @@ class RxState:
     last: Tensor | None = None
 
 
-class Coded(NamedTuple):
-    """One P-frame as the transmitter made it.
-
-    Attributes:
-        motion: of its blocks. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
-            coded. reference: (3, H, W) without noise, x_check. price: of a use, in quarter decibels. shift:
-            decibels that the curves are shifted by. gain: amplitude, see :func:`amplitude_of`.
-    """
-
-    motion: Motion
-    classes: Tensor
-    symbols: Tensor
-    difference: Tensor
-    reference: Tensor
-    price: int
-    shift: int
-    gain: int
-
-
-class Run(NamedTuple):
-    """Head of a packet of side information: told SNR in dB, and where the symbols begin, in channel uses; and of every frame
-    the price, the decibels that its curves are shifted by, and the gain (:func:`amplitude_of`).
-    """
-
-    told: int
-    first: int
-    frames: list[tuple[int, int, int]]
-
-
-_HEAD = "<bI"  # told SNR in dB, first symbol in units of UNIT
-_FRAME = "<bbH"  # price in quarter dB, shift in dB, gain in hundredths of a dB from -100 dB
-UNIT = 8
-"""Channel uses of a P-frame come in multiples of this."""
 LEAST_KEY_SHARE, MOST_KEY_SHARE = 0.1, 0.9
 """Of a group's channel uses, for its I-frame."""
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
-
-
-def amplitude_of(gain: int) -> float:
-    """Amplitude of a gain in hundredths of a decibel from -100 dB."""
-    return float(10 ** ((gain / 100 - 100) / 20))
-
-
-def head_size(count: int) -> int:
-    """Bytes of the head of a packet of ``count`` frames."""
-    return struct.calcsize(_HEAD) + count * struct.calcsize(_FRAME)
-
-
-def pack_run(run: Run) -> bytes:
-    """The head as bytes; the number of frames follows from the packet's place."""
-    head = struct.pack(_HEAD, max(-60, min(60, run.told)), run.first // UNIT)
-    return head + b"".join(struct.pack(_FRAME, *frame) for frame in run.frames)
-
-
-def unpack_run(data: bytes, count: int) -> tuple[Run, bytes] | None:
-    """Head and the rest of a packet of ``count`` frames, or None."""
-    end = head_size(count)
-    if len(data) < end:
-        return None
-    told, first = struct.unpack_from(_HEAD, data)
-    frames = list(struct.iter_unpack(_FRAME, data[struct.calcsize(_HEAD) : end]))
-    return Run(told, first * UNIT, frames), data[end:]
 
 
 class DvstSmall(System):
@@ -544,19 +485,6 @@ class DvstSmall(System):
         loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
         loss = loss + 0.0 * self.g_s.head.weight.sum()  # where all packets were lost there is nothing else to learn from
         return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
-
-
-class SideRate:
-    """How side information is sent: modulation and coding, and what it costs."""
-
-    def __init__(self, budget: Budget, mcs: str | None) -> None:
-        self.mcs, self._budget = mcs, budget
-        few, many = (budget.uses_for_packets([size], mcs) for size in (100, 500))
-        self.bits_per_use = 3200 / max(many - few, 1)
-
-    def uses(self, size: int) -> int:
-        """Channel uses of one packet of ``size`` bytes."""
-        return self._budget.uses_for_packets([size], self.mcs)
 
 
 def _unit_power(stream: Analog | Digital) -> Analog | Digital:

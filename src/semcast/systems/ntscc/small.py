@@ -26,6 +26,7 @@ from semcast.layers.block_classes import BLOCK, DIMS, decode_classes, encode_cla
 from semcast.layers.block_code import BlockCode, joined
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
+from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.systems.base import Side, System
 from semcast.types import (
@@ -132,7 +133,7 @@ class NtsccSmall(System):
         mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
         with torch.autocast("cpu", enabled=False):
             y = self.code.blocks.analyse(frames)
-            bits_per_use = _bits_per_use(budget, mcs)
+            bits_per_use = SideRate(budget, mcs).bits_per_use
             guess = round(0.93 * budget.uses)
             maps = [self.code.choose(one, guess, snr, bits_per_use) for one, snr in zip(y, told.tolist(), strict=True)]
         classes = torch.stack(maps)
@@ -264,12 +265,6 @@ def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[
     if classes is None:
         return None
     return float(told), float(shift), 10 ** ((gain / 100 - 100) / 20), torch.from_numpy(classes)[None]
-
-
-def _bits_per_use(budget: Budget, mcs: str | None) -> float:
-    """What a channel use carries of side information, framing left out."""
-    few, many = (budget.uses_for_packets([size], mcs) for size in (100, 500))
-    return 3200 / max(many - few, 1)
 
 
 def reference_mse(snr_db: Tensor, cbr: float) -> Tensor:
