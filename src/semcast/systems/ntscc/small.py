@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,14 +151,17 @@ class NtsccSmall(System):
         return {"hyperprior": Digital([[Packet(data, mcs=mcs)]]), "latent": latent}, state, {}
 
     @torch.no_grad()
-    def price(self, frames: Tensor, csi: Csi, budget: Budget) -> int:
-        """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes this budget, about."""
+    def prices(self, frames: Tensor, csi: Csi) -> Callable[[Budget], int]:
+        """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes a budget, about."""
         told = float(csi.spread_snr_db.mean().round())
-        y = self.code.blocks.analyse(pad_to(frames, BLOCK))[0]
-        likely = self.code.blocks.classify(y[None])[0]
+        likely = self.code.blocks.classify(self.code.blocks.analyse(pad_to(frames, BLOCK)))[0]
         size = round(self.code.blocks.class_bits(likely.numpy()) * 0.8 / 8)
-        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
-        return self.code.allocate(likely.flatten(), max(uses, 32), told).price
+
+        def price(budget: Budget) -> int:
+            side = budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
+            return self.code.allocate(likely.flatten(), max(budget.uses - side, 32), told).price
+
+        return price
 
     # -- receiver --------------------------------------------------------------------------------------------------------
 
