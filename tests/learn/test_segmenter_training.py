@@ -64,7 +64,7 @@ def build() -> Segmenter:
 
 
 def test_it_learns_in_sixty_steps(corpus: LabelledCorpus, tmp_path: Path) -> None:
-    """The loss falls below 0.4 of what it was (0.30 measured), and the mIoU of streets held out rises above 0.4 (0.49 measured)."""
+    """The loss falls below 0.4 of what it was (0.30 measured), mIoU of streets held out rises above 0.4 (0.49 measured)."""
     work, seen = SegmenterWork(build(), corpus, plan(60)), list[Progress]()
     assert work.validate() < 0.3
     fit(work, plan(60), tmp_path, card={}, on_step=seen.append)
