@@ -2,13 +2,14 @@
 
     z / step ─▶ q, the cheapest of distortion + price x bits ─▶ those likely to be large first ─▶ range coder ─▶ bytes
 
-The variance of a coefficient over the squared step, its *depth*, counts in quarters of a decibel and is a whole number that both
-ends know. Tables of frequencies follow from it by decimal arithmetic, which rounds correctly, and integers alone: every machine
-reads the same numbers out of the same bytes.
+The variance of a coefficient over the squared step, its *depth*, counts in quarters of a decibel and is a whole number that
+both ends know. Tables of frequencies follow from it by decimal arithmetic, which rounds correctly, and integers alone: every
+machine reads the same numbers out of the same bytes.
 """
 
 from __future__ import annotations
 
+import math
 from decimal import Context, Decimal, localcontext
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,6 +24,8 @@ LEAST_DEPTH, MOST_DEPTH = -32, 320
 """Coefficients of less depth are not worth a bit; of more there are none."""
 BIT_PRICE = 0.14
 """What a bit costs in squared steps: ln 2 / 6 = 0.116 where steps are fine, more where most numbers are 0."""
+DEAD_ZONE = Decimal("0.15")
+"""By how much more than half a step a value exceeds a number that becomes the next, in the models."""
 REACH = 7
 """Standard deviations that a table reaches; larger numbers are cut off."""
 _DECIMALS = Context(prec=40)
@@ -30,11 +33,11 @@ _DECIMALS = Context(prec=40)
 
 @lru_cache(maxsize=1024)
 def frequencies(depth: int) -> np.ndarray:
-    """(2 K + 1,) int64 frequencies of -K..K: a Laplace variable of this depth, rounded to the nearest whole number."""
+    """(2 K + 1,) int64 frequencies of -K..K: a Laplace variable of this depth, as :func:`quantise` leaves it."""
     with localcontext(_DECIMALS):
         sigma = (Decimal(depth) / (20 * STEPS_PER_DB) * Decimal(10).ln()).exp()
-        root = (-1 / (Decimal(2).sqrt() * sigma)).exp()  # half a step away it is less likely by so much: exp(-1 / 2 b)
-        tail, ratio = int(root * 2**64), int(root * root * 2**64)  # P(|q| >= k) = root^(2 k - 1)
+        fall = -Decimal(2).sqrt() / sigma  # P(|z| > x) = exp(fall x)
+        tail, ratio = int((fall * (DEAD_ZONE + Decimal("0.5"))).exp() * 2**64), int(fall.exp() * 2**64)
         reach = 2 + int(REACH * sigma)
     centre, side = 2**64 - tail, []
     for _ in range(reach):
@@ -50,7 +53,8 @@ def quantise(u: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         u: values over the step. depth: as many, or as broadcasts; below ``LEAST_DEPTH`` the number is 0 and costs no bits.
     """
-    zero, one, slope, reach = (table.to(u.device)[depth.clamp(LEAST_DEPTH - 1, MOST_DEPTH) - LEAST_DEPTH + 1] for table in _lengths())
+    row = depth.clamp(LEAST_DEPTH - 1, MOST_DEPTH) - LEAST_DEPTH + 1
+    zero, one, slope, reach = (table[row] for table in _lengths())
     size = u.abs()
     # Bits grow by ``slope`` from number to number, so that the cheapest lies a little below the nearest.
     number = torch.minimum((size - BIT_PRICE / 2 * slope).round().clamp_min(1), reach)
@@ -64,10 +68,11 @@ def _lengths() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For depths below the least, then one by one: bits of 0 and of 1, bits from number to number, and the largest number."""
     depth = torch.arange(LEAST_DEPTH, MOST_DEPTH + 1, dtype=torch.float64)
     sigma = 10 ** (depth / (20 * STEPS_PER_DB))
-    root = torch.exp(-1 / (2**0.5 * sigma))
-    zero, one, slope = -(1 - root).log2(), 1 - (root - root**3).log2(), -2 * root.log2()
-    tables = (zero, 0.0), (one, torch.inf), (slope, 0.0), ((REACH * sigma).floor() + 2, 1.0)
-    a, b, c, d = (torch.cat([torch.tensor([below]), table.float()]) for table, below in tables)
+    fall = -math.sqrt(2) / sigma
+    tail = (fall * (0.5 + float(DEAD_ZONE))).exp()
+    zero, one, slope = -(1 - tail).log2(), 1 - (tail * (1 - fall.exp())).log2(), -fall / math.log(2)
+    below = (zero, 0.0), (one, torch.inf), (slope, 0.0), ((REACH * sigma).floor() + 2, 1.0)
+    a, b, c, d = (torch.cat([torch.tensor([value]), table.float()]) for table, value in below)
     return a, b, c, d
 
 

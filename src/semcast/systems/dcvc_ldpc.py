@@ -1,17 +1,18 @@
-"""Separate coding with the parts of ``dvst:small``: its motion, transforms and classes, but bytes and LDPC instead of a joint code.
+"""Separate coding with the parts of ``dvst:small``: its motion, transforms and classes, but as bytes over LDPC and QAM.
 
     x_t ─(-)─▶ KLT ─▶ y_t ─▶ quantise ─▶ q_t ─▶ range coder, Laplace | z_t ─▶ packets ─▶ link: CRC, LDPC, QAM
           ▲            └─▶ z_t = class of block ─┐
     x_hat_t-1 ─▶ warp ─▶ c_t                     ├─▶ range coder ─▶ packet of a few frames
           └─ motion of blocks ───────────────────┘
-    packets ─▶ q_t, z_t, motion ─▶ x_hat_t = warp(x_hat_t-1) + KLT^T(step q_t)
+    packets ─▶ q_t, z_t, motion ─▶ x_hat_t = c_t + KLT^T(step q_t)
 
-It plays the part of DCVC + LDPC (J. Li, B. Li, Y. Lu, "Deep contextual video compression", NeurIPS 2021) beside DVST: both ends of
-the comparison share motion, transform and entropy model, so that the difference is what the joint code buys, or costs. The class of
-a block is the entropy model, told ahead (forward-adaptive): it names the variances that the numbers are coded under. Nothing is
-trained but the statistics in the checkpoints of ``dvst:small`` and ``ntscc:small``; the networks in them are left out.
+It stands where papers put DCVC + LDPC (J. Li, B. Li, Y. Lu, "Deep contextual video compression", NeurIPS 2021) beside DVST:
+here motion, transform and entropy model are the same on both sides, so that the difference is what the joint code buys. The
+entropy model is forward-adaptive: the class of a block, told ahead, names the variances that its numbers are coded under.
+Nothing is trained; statistics are those in the checkpoints of ``dvst:small`` and ``ntscc:small``, whose networks are left out.
 
-Contexts and references are digital: both ends have the same, until a packet is lost.
+References are digital: both ends have the same until a packet is lost, and again from the next I-frame on. Every group begins
+with one, so there is nothing that a receiver could ask for earlier: acknowledgements come when a group is over.
 """
 
 from __future__ import annotations
@@ -40,22 +41,25 @@ STREAM = "video"
 RUN = 4
 """P-frames whose motion and classes share a packet, as in ``dvst:small``."""
 FINEST, COARSEST = -220, 0
-"""Squared steps of the I-frame, in quarter decibels."""
-OFFSET_DB = 1.0
+"""Squared steps, in quarter decibels."""
+OFFSET_DB = 1.5
 """By how much the squared step of P-frames is larger, per doubling of the group."""
 ELASTICITY = 0.04
 """Bytes fall about so much, in nepers, per quarter decibel of squared step."""
-CLOSE_ENOUGH = 0.985
-MAX_TRIALS = 10
+CLOSE_ENOUGH, AIM = 0.985, 0.993
+"""Shares of the budget at which the search for steps ends, and that it heads for."""
+MAX_TRIALS = 12
+FIRST_STEP = -80
+"""Where the search begins in the first group."""
 
 
 class Coded(NamedTuple):
     """One frame as the transmitter made it.
 
     Attributes:
-        motion: of its blocks, None in an I-frame. classes: (h, w) int64. step: squared, in quarter decibels. numbers: (n,) int64
-            in the order of :func:`coefficient_coder.layout`, trailing zeros left out. depths: (n,). picture: (3, H, W) that both
-            ends have then.
+        motion: of its blocks, None in an I-frame. classes: (h, w) int64. step: squared, in quarter decibels. numbers: (n,)
+            int64 in the order of :func:`coefficient_coder.layout`, trailing zeros left out. depths: (n,). picture: (3, H, W)
+            that both ends have then.
     """
 
     motion: block_motion.Motion | None
@@ -95,7 +99,7 @@ class DcvcLdpc(System):
 
     def __init__(self, key: System, condition: Condition) -> None:
         super().__init__()
-        self.key = key.requires_grad_(False)
+        self.key = key
         self.condition, self.frames_per_step = condition, condition.gop
 
     def start(self, fmt: Format, side: Side) -> TxState | RxState:
@@ -119,36 +123,41 @@ class DcvcLdpc(System):
             BudgetError: not even the coarsest fit, in the first group; later ones are skipped instead.
         """
         frames = pad_to(step.frames[0].float().cpu(), BLOCK)
-        count = len(frames)
-        best: list[bytes] | None = None
-        # The place on the scale counts steps of all frames together: from place to place one frame's grows by a quarter decibel.
-        finest, coarsest = FINEST * count, COARSEST * count
-        place = coarsest + 1 if budget.uses <= 0 else min(coarsest, max(finest, round((state.place or -80.0) * count)))
-        over, under = finest - 1, coarsest + 1  # the nearest places that are known to take too much, and to fit
-        found, trials = 0, 0
-        while over < place < under and trials < MAX_TRIALS:
-            trials += 1
-            packets = self.pack(self.encode_group(frames, [(place + t) // count for t in range(count)]))
-            taken = budget.uses_for_packets([len(packet) for packet in packets], None)
-            if taken <= budget.uses:
-                best, under, found = packets, place, place
-                if taken >= CLOSE_ENOUGH * budget.uses:
-                    break
-            else:
-                over = place
-            away = math.log(taken / (0.993 * budget.uses)) / ELASTICITY * count
-            place += math.ceil(away) if taken > budget.uses else min(-1, math.ceil(away))
-            if not over < place < under:
-                place = (over + under) // 2 if over >= finest and under <= coarsest else min(max(place, finest), coarsest)
-        if best is None:
+        start = FIRST_STEP * len(frames) if state.place is None else round(state.place * len(frames))
+        found = self._fit(frames, budget, start) if budget.uses > 0 else None
+        if found is None:
             if state.place is None:
                 raise BudgetError(
                     f"dcvc-ldpc cannot send {state.fmt.width}x{state.fmt.height} at CBR {budget.cbr:.4g}: its coarsest coding "
                     "takes more; raise --cbr or --snr"
                 )
             return {STREAM: Digital([[]])}, state, {"rate_note": "the budget of this step carries no frame: skipped"}
-        state.place = found / count
-        return {STREAM: Digital([[Packet(data) for data in best]])}, state, {"trials": trials}
+        packets, place = found
+        state.place = place / len(frames)
+        return {STREAM: Digital([[Packet(data) for data in packets]])}, state, {}
+
+    def _fit(self, frames: Tensor, budget: Budget, place: int) -> tuple[list[bytes], int] | None:
+        """Packets that use the budget best, and their place on the scale of steps; None where nothing fits.
+
+        The scale counts the steps of all frames together: from place to place, one frame's grows by a quarter decibel.
+        """
+        count = len(frames)
+        over, under = FINEST * count - 1, COARSEST * count + 1  # what lies between is not known to be too much, or to fit
+        best: tuple[list[bytes], int] | None = None
+        for trial in range(MAX_TRIALS):
+            if not over < place < under or (best is None and trial == MAX_TRIALS - 1):
+                place = (over + under) // 2 if trial < MAX_TRIALS - 1 else COARSEST * count
+            packets = self.pack(self.encode_group(frames, [(place + turn) // count for turn in range(count)]))
+            taken = budget.uses_for_packets([len(packet) for packet in packets], None)
+            if taken > budget.uses:
+                over = place
+            else:
+                best, under = (packets, place), place
+            if under - over < 2 or CLOSE_ENOUGH * budget.uses <= taken <= budget.uses:
+                break
+            away = count * math.log(taken / (AIM * budget.uses)) / ELASTICITY
+            place += max(1, math.ceil(away * (1 + trial / 2))) if taken > budget.uses else min(-1, math.ceil(away))
+        return best
 
     def encode_group(self, frames: Tensor, steps: Sequence[int]) -> list[Coded]:
         """Frames (t, 3, H, W), each against the one before as both ends have it; ``steps`` are those of an I-frame."""
@@ -156,7 +165,8 @@ class DcvcLdpc(System):
         offset = round(OFFSET_DB * math.log2(len(frames)) * STEPS_PER_DB)
         for index, (frame, step) in enumerate(zip(frames, steps, strict=True)):
             before = coded[-1] if index else None
-            coded.append(self.encode_frame(frame, step + offset * (index > 0), before, fresh=index % RUN == 1))
+            step = min(step + offset, COARSEST) if index else step
+            coded.append(self.encode_frame(frame, step, before, fresh=index % RUN == 1))
         return coded
 
     def encode_frame(self, frame: Tensor, step: int, before: Coded | None, *, fresh: bool = False) -> Coded:
@@ -210,7 +220,7 @@ class DcvcLdpc(System):
             for begin, end in zip([0, *cuts], [*cuts, len(one.numbers)], strict=True):
                 if end > begin:
                     data = coefficient_coder.encode(one.numbers[begin:end], one.depths[begin:end])
-                    packets.append(pack_head(Head(index, one.step, begin, end - begin)) + data)
+                    packets.append(pack_head(Head(index, one.step, begin, end)) + data)
         return packets
 
     # -- receiver --------------------------------------------------------------------------------------------------------
@@ -230,14 +240,14 @@ class DcvcLdpc(System):
         side = [*packets[: 1 + runs], *[None] * (1 + runs - len(packets))]
         numbers = gather(packets[1 + runs :])
         picture = None
-        key = side[0] and decode_classes(side[0], h, w, intra.blocks.frequencies.numpy())
+        key = None if side[0] is None else decode_classes(side[0], h, w, intra.blocks.frequencies.numpy())
         if key is not None:
             zero = torch.zeros(3, h * BLOCK, w * BLOCK)
             picture = self._decode_frame(intra, zero, key, numbers.get(0, []))
         shown, concealed = [picture], int(picture is None)
         for run, data in enumerate(side[1:]):
             count = min(RUN, n_frames - 1 - run * RUN)
-            told = decode_run(data, count, h, w, tables) if data and picture is not None else None
+            told = decode_run(data, count, h, w, tables) if data is not None and picture is not None else None
             for index in range(count):
                 if told is None or picture is None:
                     concealed += 1
@@ -258,9 +268,9 @@ class DcvcLdpc(System):
         order = coefficient_coder.layout((code.levels.long() - step)[of_blocks.flatten()])
         numbers = np.zeros(len(order.places), dtype=np.int64)
         for head, data in parts:
-            own = coefficient_coder.decode(data, order.depths[head.first : head.first + head.count])
+            own = coefficient_coder.decode(data, order.depths[head.begin : head.end])
             if own is not None and head.step == step:
-                numbers[head.first : head.first + head.count] = own
+                numbers[head.begin : head.end] = own
         return reconstruct(code.blocks, context, of_blocks, step, order.places, numbers)
 
 
@@ -269,17 +279,19 @@ class DcvcLdpc(System):
 
 def block_costs(code: BlockCode, rows: Tensor, step: int) -> Tensor:
     """Distortion and priced bits, in squared steps, of blocks (N, L) in every class: (N, C)."""
-    depth = code.levels.long() - step
-    active = int((depth >= LEAST_DEPTH).any(0).nonzero().max()) + 1 if bool((depth >= LEAST_DEPTH).any()) else 0
-    u = rows / 10 ** (step / (20 * STEPS_PER_DB))
     M = code.blocks.rotated
-    turned = [u[:, :M] @ code.blocks.rotations[c].T if M else u[:, :0] for c in range(code.blocks.classes)]
+    u = rows / 10 ** (step / (20 * STEPS_PER_DB))
     costs = []
-    for own, deep in zip(turned, depth, strict=True):
-        values = torch.cat([own, u[:, M:]], 1)
-        coded = coefficient_coder.quantise(values[:, :active], deep[:active])[1].sum(1)
-        costs.append(coded + values[:, active:].square().sum(1))
+    for index, depth in enumerate(code.levels.long() - step):
+        own = u[:, :M] @ code.blocks.rotations[index].T if M else u[:, :0]
+        costs.append(_costs(own, depth[:M]) + _costs(u[:, M:], depth[M:]))
     return torch.stack(costs, 1)
+
+
+def _costs(u: Tensor, depth: Tensor) -> Tensor:
+    """Sums over coefficients (N, K) of these depths (K,): (N,)."""
+    coded = depth >= LEAST_DEPTH
+    return coefficient_coder.quantise(u[:, coded], depth[coded])[1].sum(1) + u[:, ~coded].square().sum(1)
 
 
 def reconstruct(
@@ -297,12 +309,12 @@ def reconstruct(
 
 
 class Head(NamedTuple):
-    """Of a packet of numbers: frame of the group, squared step in quarter decibels, the first number and how many."""
+    """Of a packet of numbers: frame of the group, squared step in quarter decibels, and which of the frame's numbers."""
 
     frame: int
     step: int
-    first: int
-    count: int
+    begin: int
+    end: int
 
 
 HEAD_BYTES = 10
@@ -310,8 +322,8 @@ HEAD_BYTES = 10
 
 def pack_head(head: Head) -> bytes:
     """Frame, step, and two whole numbers of 7 bits a byte."""
-    out = bytearray([head.frame, head.step + 256 & 255])
-    for value in (head.first, head.count):
+    out = bytearray([head.frame, head.step - FINEST])
+    for value in (head.begin, head.end - head.begin):
         while value >= 128:
             out.append(value & 127 | 128)
             value >>= 7
@@ -331,7 +343,7 @@ def unpack_head(data: bytes) -> tuple[Head, bytes] | None:
             return None
         values.append(value | data[at] << shift)
         at += 1
-    return Head(data[0], data[1] - 256, *values), data[at:]
+    return Head(data[0], data[1] + FINEST, values[0], sum(values)), data[at:]
 
 
 def gather(packets: Sequence[bytes | None]) -> dict[int, list[tuple[Head, bytes]]]:
@@ -348,7 +360,7 @@ def make(preset: str, condition: str) -> DcvcLdpc:
     """Build it around ``dvst:small``, which has no statistics yet."""
     from semcast.systems import SYSTEMS
 
-    return DcvcLdpc(SYSTEMS.get("dvst").make("small", condition), load_condition(condition))
+    return DcvcLdpc(SYSTEMS.get("dvst").make("small", condition).requires_grad_(False), load_condition(condition))
 
 
 SPEC = SystemSpec(
@@ -356,5 +368,4 @@ SPEC = SystemSpec(
     summary="motion, transforms and classes of dvst:small, range-coded into bytes over 5G LDPC and QAM",
     kind="digital",
     make=make,
-    paper="Li et al. 2021, in its place",
 )
