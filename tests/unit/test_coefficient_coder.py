@@ -45,7 +45,7 @@ def test_models_are_laplace_with_a_dead_zone(depth: int) -> None:
 def test_numbers_come_back(depths: list[int], seed: int) -> None:
     order = np.array(sorted(depths, reverse=True), dtype=np.int64)
     random = np.random.default_rng(seed)
-    reach = [len(coder.frequencies(int(depth))) // 2 for depth in order]
+    reach = [coder.largest(int(depth)) for depth in order]
     numbers = np.array([random.integers(-most, most + 1) for most in reach], dtype=np.int64)
     back = coder.decode(coder.encode(numbers, order), order)
     assert back is not None
@@ -69,7 +69,7 @@ def test_no_other_number_is_cheaper(depth: int) -> None:
     """Against every number of the table, by the code lengths of the coder itself."""
     u = laplace(depth, 300, seed=1).clamp(-30, 30)
     numbers, price = coder.quantise(u, torch.full((300,), depth))
-    reach = len(coder.frequencies(depth)) // 2
+    reach = coder.largest(depth)
     every = np.arange(-reach, reach + 1)
     lengths = torch.from_numpy(coder.code_lengths(every, np.full(len(every), depth)))
     prices = (u[:, None] - torch.from_numpy(every)).square() + BIT_PRICE * lengths
@@ -81,6 +81,12 @@ def test_what_is_not_worth_a_bit_is_zero() -> None:
     numbers, price = coder.quantise(torch.tensor([0.3, -9.0]), torch.tensor([LEAST_DEPTH - 1, -300]))
     assert numbers.tolist() == [0, 0]
     assert price.tolist() == pytest.approx([0.09, 81.0])
+
+
+def test_no_number_leaves_its_table() -> None:
+    depths = torch.arange(LEAST_DEPTH, 201)
+    numbers, _ = coder.quantise(torch.full((len(depths),), 1e6), depths)
+    assert numbers.tolist() == [len(coder.frequencies(depth)) // 2 for depth in depths.tolist()]
 
 
 def test_order_is_by_depth_then_place() -> None:

@@ -35,16 +35,24 @@ _DECIMALS = Context(prec=40)
 def frequencies(depth: int) -> np.ndarray:
     """(2 K + 1,) int64 frequencies of -K..K: a Laplace variable of this depth, as :func:`quantise` leaves it."""
     with localcontext(_DECIMALS):
-        sigma = (Decimal(depth) / (20 * STEPS_PER_DB) * Decimal(10).ln()).exp()
-        fall = -Decimal(2).sqrt() / sigma  # P(|z| > x) = exp(fall x)
+        fall = -Decimal(2).sqrt() / _sigma(depth)  # P(|z| > x) = exp(fall x)
         tail, ratio = int((fall * (DEAD_ZONE + Decimal("0.5"))).exp() * 2**64), int(fall.exp() * 2**64)
-        reach = 2 + int(REACH * sigma)
     centre, side = 2**64 - tail, []
-    for _ in range(reach):
+    for _ in range(largest(depth)):
         less = tail * ratio >> 64
         side.append((tail - less) // 2)
         tail = less
     return np.array([1 + (often >> 42) for often in (*side[::-1], centre, *side)], dtype=np.int64)
+
+
+def largest(depth: int) -> int:
+    """K of :func:`frequencies`."""
+    with localcontext(_DECIMALS):
+        return 2 + int(REACH * _sigma(depth))
+
+
+def _sigma(depth: int) -> Decimal:
+    return (Decimal(depth) / (20 * STEPS_PER_DB) * Decimal(10).ln()).exp()
 
 
 def quantise(u: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,11 +75,11 @@ def quantise(u: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
 def _lengths() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For depths below the least, then one by one: bits of 0 and of 1, bits from number to number, and the largest number."""
     depth = torch.arange(LEAST_DEPTH, MOST_DEPTH + 1, dtype=torch.float64)
-    sigma = 10 ** (depth / (20 * STEPS_PER_DB))
-    fall = -math.sqrt(2) / sigma
+    fall = -math.sqrt(2) / 10 ** (depth / (20 * STEPS_PER_DB))
     tail = (fall * (0.5 + float(DEAD_ZONE))).exp()
     zero, one, slope = -(1 - tail).log2(), 1 - (tail * (1 - fall.exp())).log2(), -fall / math.log(2)
-    below = (zero, 0.0), (one, torch.inf), (slope, 0.0), ((REACH * sigma).floor() + 2, 1.0)
+    reach = torch.tensor([largest(each) for each in range(LEAST_DEPTH, MOST_DEPTH + 1)])
+    below = (zero, 0.0), (one, torch.inf), (slope, 0.0), (reach, 1.0)
     a, b, c, d = (torch.cat([torch.tensor([value]), table.float()]) for table, value in below)
     return a, b, c, d
 

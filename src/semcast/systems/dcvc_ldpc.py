@@ -40,7 +40,7 @@ from semcast.types import Aux, Budget, Csi, Decoded, Digital, Format, Packet, Pa
 STREAM = "video"
 RUN = 4
 """P-frames whose motion and classes share a packet, as in ``dvst:small``."""
-FINEST, COARSEST = -220, 0
+FINEST, COARSEST = -220, 35
 """Squared steps, in quarter decibels."""
 OFFSET_DB = 1.5
 """By how much the squared step of P-frames is larger, per doubling of the group."""
