@@ -145,8 +145,10 @@ class DcvcLdpc(System):
         over, under = FINEST * count - 1, COARSEST * count + 1  # what lies between is not known to be too much, or to fit
         best: tuple[list[bytes], int] | None = None
         for trial in range(MAX_TRIALS):
-            if not over < place < under or (best is None and trial == MAX_TRIALS - 1):
-                place = (over + under) // 2 if trial < MAX_TRIALS - 1 else COARSEST * count
+            if best is None and trial == MAX_TRIALS - 1:
+                place = under - 1  # unlucky, not impossible: the coarsest settles it
+            elif not over < place < under:
+                place = (over + under) // 2
             packets = self.pack(self.encode_group(frames, [(place + turn) // count for turn in range(count)]))
             taken = budget.uses_for_packets([len(packet) for packet in packets], None)
             if taken > budget.uses:
@@ -200,8 +202,7 @@ class DcvcLdpc(System):
         depth = (code.levels.long() - step)[classes.flatten()]
         numbers, _ = coefficient_coder.quantise(code.blocks.rotate(rows, classes.flatten()) / math.sqrt(squared), depth)
         order = coefficient_coder.layout(depth)
-        coded = numbers.flatten().numpy()[order.places].astype(np.int64)
-        coded = np.trim_zeros(coded, "b")
+        coded = np.trim_zeros(numbers.flatten().numpy()[order.places].astype(np.int64), "b")
         picture = reconstruct(code.blocks, context, classes, step, order.places, coded)
         return Coded(motion, classes.numpy(), step, coded, order.depths[: len(coded)], picture)
 
