@@ -16,6 +16,7 @@ SYSTEMS.add("ntscc", "semcast.systems.ntscc:SPEC")
 SYSTEMS.add("dvst", "semcast.systems.dvst:SPEC")
 SYSTEMS.add("linear-jscc", "semcast.systems.linear_jscc:SPEC")
 SYSTEMS.add("freeze", "semcast.systems.freeze:SPEC")
+SYSTEMS.add("dcvc-ldpc", "semcast.systems.dcvc_ldpc:SPEC")
 for _name in (
     "h264-ldpc",
     "h264-capacity",
