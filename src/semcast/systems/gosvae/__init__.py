@@ -14,12 +14,12 @@ Config = SmallConfig | PaperConfig
 _WIDE = PaperConfig(codewords=12_000, hidden=256, residual=256, plain=True)
 _RATES = {"r2": SmallConfig(r=2, depth=12), "r8": SmallConfig(r=8), "r16": SmallConfig(r=16), "r32": SmallConfig(r=32)}
 _VAE: dict[str, Config] = {"small": SmallConfig(), **_RATES, "paper": PaperConfig(), "dagger": _WIDE}
-# Four 8-bit numbers for 8x8 pixels: about the bytes of one codeword for 4x4.
-_PLAIN = SmallConfig(r=8, codewords=256, depth=1, planes=4, learned=False)
+# Eight 8-bit numbers for 8x8 pixels: about the bytes, once range-coded, of one codeword for 4x4.
+_PLAIN = SmallConfig(r=8, codewords=256, depth=1, planes=8, learned=False)
 CONFIGS: dict[str, dict[str, Config]] = {
     "gos-vae": {"small": _VAE["small"], "star": SmallConfig(), **_VAE},
     "vq-vae": _VAE,
-    "autoencoder": {"small": _PLAIN, "paper": PaperConfig(r=8, codewords=256, depth=1, planes=4, learned=False, hidden=40)},
+    "autoencoder": {"small": _PLAIN, "paper": PaperConfig(r=8, codewords=256, depth=1, planes=8, learned=False, hidden=40)},
     "vq-gan": {"small": replace(SmallConfig(), patch_gan=32)},
 }
 TERMS: dict[str, dict[str, float]] = {"vq-gan": {"mse": 1.0, "gan": 0.1}}

@@ -186,7 +186,7 @@ class PatchDiscriminator(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, 4, 2, 1),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 1, 3, 1, 1),
+            nn.Conv2d(2 * width, 1, 3, 1, 1, bias=False),  # a bias would not tell real from made
         )
 
     def forward(self, x: Tensor) -> Tensor:

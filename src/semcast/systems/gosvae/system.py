@@ -219,9 +219,9 @@ class GosVae(System):
             mean, channels = drawn.mean(0), config.planes * config.depth
             assert encoder.linear.bias is not None
             assert decoder.linear.bias is not None
-            _, s, basis = torch.linalg.svd(drawn - mean, full_matrices=False)
-            basis = F.pad(basis[:channels], (0, 0, 0, max(0, channels - len(basis))))
-            gain = (s.square().mean() / len(drawn)).rsqrt() / math.sqrt(max(1, 3 * config.r**2 / channels))
+            variance, vectors = torch.linalg.eigh((drawn - mean).T @ (drawn - mean) / len(drawn))
+            basis = F.pad(vectors.flip(1)[:, :channels], (0, max(0, channels - len(vectors)))).T
+            gain = (channels / variance.sum()).sqrt()  # entries of z_e have a mean square near 1
             with torch.no_grad():
                 encoder.linear.weight.copy_((gain * basis)[..., None, None])
                 encoder.linear.bias.copy_(-gain * basis @ mean)
