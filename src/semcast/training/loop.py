@@ -325,6 +325,7 @@ def fit(
             if main:
                 if step % 25 == 0 or validation is not None:
                     line = {"step": step, "stage": stage.name, "loss": round(loss, 4), work.score: round(score, DIGITS)}
+                    line |= {name: round(float(value.detach()), 5) for name, value in losses.items() if name not in line}
                     if validation is not None:
                         line[f"validation_{work.score}"] = round(validation, DIGITS)
                     with (folder / "log.jsonl").open("a") as file:
