@@ -56,7 +56,7 @@ STREAM = "indices"
 STEPS_PER_HALVING, SMALLEST = 4, 8  # picture scales are 2^(-k / 4), k = 0 .. 8
 LEAST_SIDE = 16  # of a scaled picture, in pixels
 PREDICTOR_SHARE = 0.05  # of the loss; its gradient reaches the predictor alone
-INITIAL_PATCHES = 60_000
+INITIAL_PICTURES, INITIAL_PATCHES = 240, 60_000
 
 
 class TxState(NamedTuple):
@@ -212,6 +212,7 @@ class GosVae(System):
         The published network starts at random; its codebook, too, as vectors that the encoder gives.
         """
         config, generator = self.config, torch.Generator().manual_seed(0)
+        frames = frames[:: -(-len(frames) // INITIAL_PICTURES)]
         encoder, decoder = self.encoder, self.decoder
         if isinstance(encoder, SmallEncoder) and isinstance(decoder, SmallDecoder):
             patches = F.pixel_unshuffle(pad_to(frames, config.r) - 0.5, config.r).movedim(1, -1).flatten(0, -2)
