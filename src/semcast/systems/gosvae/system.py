@@ -234,6 +234,14 @@ class GosVae(System):
                 drawn = points[torch.randperm(len(points), generator=generator)[:INITIAL_PATCHES]]
                 self.codebook.vectors.copy_(k_means(drawn, config.codewords, generator))
 
+    def lr_scale(self, parameter: str) -> float:
+        """An encoder that moves faster than codewords follow leaves most of them behind; the closed-form start moves least."""
+        if not isinstance(self.config, SmallConfig):
+            return 1.0
+        if parameter.endswith(("linear.weight", "linear.bias")):
+            return 0.05
+        return 0.2 if parameter.startswith("encoder.") else 1.0
+
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Eqs. (4)-(8): ``stage["terms"]`` maps names of :data:`losses.TERMS` to weights; the codebook's terms come on top."""
         result = run[0]
