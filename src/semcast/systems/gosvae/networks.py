@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -191,26 +190,4 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers(2 * x - 1)
-        return logits
-
-
-class IndexPredictor(nn.Module):
-    """Which codewords a hole held, from those around it: dilated convolutions on the latent grid.
-
-    Args:
-        codewords, depth: of the codebook.
-    """
-
-    def __init__(self, codewords: int, depth: int, width: int = 32) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(depth + 1, width, 1)
-        self.layers = nn.ModuleList(nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in (1, 2, 4, 8))
-        self.head = nn.Conv2d(width, codewords, 1)
-
-    def forward(self, codes: Tensor, known: Tensor) -> Tensor:
-        """codes (B, D, h, w) of any value where ``known`` (B, 1, h, w) is 0 -> logits (B, K, h, w)."""
-        y = self.stem(torch.cat([codes * known, known], 1))
-        for layer in self.layers:
-            y = y + layer(F.relu(y))
-        logits: Tensor = self.head(F.relu(y))
         return logits

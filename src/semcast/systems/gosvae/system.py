@@ -28,7 +28,6 @@ from semcast.systems.gosvae.codebook import Codebook, Quantised, k_means
 from semcast.systems.gosvae.coding import IndexCoder, IndexCounts, unpack
 from semcast.systems.gosvae.losses import Logits, distortion, quantisation_loss
 from semcast.systems.gosvae.networks import (
-    IndexPredictor,
     PaperConfig,
     PaperDecoder,
     PaperEncoder,
@@ -55,7 +54,6 @@ from semcast.types import (
 STREAM = "indices"
 STEPS_PER_HALVING, SMALLEST = 4, 8  # picture scales are 2^(-k / 4), k = 0 .. 8
 LEAST_SIDE = 16  # of a scaled picture, in pixels
-PREDICTOR_SHARE = 0.05  # of the loss; its gradient reaches the predictor alone
 INITIAL_PICTURES, INITIAL_PATCHES = 240, 60_000
 
 
@@ -91,7 +89,6 @@ class GosVae(System):
         self.config, self.name, self.preset, self.terms = config, name, preset, dict(terms)
         self.codebook = Codebook(config.codewords, config.depth, learned=config.learned)
         self.counts = IndexCounts(config.codewords, config.planes)
-        self.predictor = IndexPredictor(config.codewords, config.depth)
         if isinstance(config, SmallConfig):
             self.encoder: nn.Module = SmallEncoder(config)
             self.decoder: nn.Module = SmallDecoder(config)
@@ -133,7 +130,7 @@ class GosVae(System):
             q: Quantised = self.codebook(z_e)
             self.codebook.revive(z_e, q.indices, generator)
             self.counts.observe(q.indices, self.codebook.vectors)
-            aux: Aux = {"z_e": z_e, "quantised": q, "known": some_rows(q.indices, self.config.planes, generator)}
+            aux: Aux = {"z_e": z_e, "quantised": q}
             proxy = Digital(proxy=q.z_q[:, None], est_bits=self.counts.bits(q.indices)[:, None])
             return {STREAM: proxy}, state, aux
         coder = state.coder
@@ -192,12 +189,11 @@ class GosVae(System):
         return Decoded(frames=frames, concealed=concealed), RxState(state.fmt, state.coder, made, indices), {}
 
     def _conceal(self, indices: Tensor, known: Tensor, before: Tensor | None) -> Tensor:
-        """Rows of (1, h, w) that are not ``known`` (h,): those of the picture before, else the predicted ones."""
+        """Rows of (1, h, w) that are not ``known`` (h,): those of the picture before, else those between their neighbours."""
         if before is not None and before.shape == indices.shape:
             guess = before
         else:
-            mask = known.float()[None, None, :, None].expand(1, 1, *indices.shape[1:])
-            guess = self.predictor(self.codebook.lookup(indices).float(), mask).argmax(1)
+            guess = self.codebook.nearest(between_rows(self.codebook.lookup(indices), known, self.config.planes))
         return torch.where(known[None, :, None], indices, guess)
 
     # -- training ------------------------------------------------------------------------------------------------------------
@@ -251,18 +247,11 @@ class GosVae(System):
         terms = {str(name): float(weight) for name, weight in dict(stage.get("terms", self.terms)).items()}
         target = self._target[0] if self._target else None
         found = distortion(terms, x, made, target, self.discriminator)
-        weights = {**terms, "discriminator": 1.0, "quantisation": 1.0, "predictor": PREDICTOR_SHARE}
+        weights = {**terms, "discriminator": 1.0, "quantisation": 1.0}
         found["quantisation"] = quantisation_loss(result.aux["z_e"], q.e)
-        found["predictor"] = self._predictor_loss(q, result.aux["known"])
         loss = torch.stack([weights[name] * value for name, value in found.items()]).sum()
         psnr = (-10 * (made.detach() - x).square().flatten(1).mean(1).clamp_min(1e-10).log10()).mean()
         return {"loss": loss, "psnr_rgb_db": psnr, **{name: value.detach() for name, value in found.items()}}
-
-    def _predictor_loss(self, q: Quantised, known: Tensor) -> Tensor:
-        """Cross entropy of the indices in rows that were hidden, in nats."""
-        logits = self.predictor(q.e.detach(), known)
-        hidden = (known[:, 0] == 0).expand_as(q.indices)
-        return F.cross_entropy(logits.movedim(1, -1)[hidden], q.indices[hidden])
 
 
 def scaled_size(height: int, width: int, k: int) -> tuple[int, int]:
@@ -279,12 +268,16 @@ def scaled(x: Tensor, k: int) -> Tensor:
     return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def some_rows(indices: Tensor, planes: int, generator: torch.Generator) -> Tensor:
-    """(B, 1, h, w) of ones, but for a band of rows that a lost slice might have held: about a fifth of them."""
-    batch, h, w = indices.shape
-    rows = h // planes
-    band = max(1, min(rows - 1, round(rows / 5)))
-    first = torch.randint(max(1, rows - band + 1), (batch,), generator=generator).to(indices.device)
-    at = torch.arange(h, device=indices.device) // planes
-    hidden = (at >= first[:, None]) & (at < first[:, None] + band)
-    return (~hidden).float()[:, None, :, None].expand(-1, -1, -1, w)
+def between_rows(codes: Tensor, known: Tensor, planes: int) -> Tensor:
+    """Codewords (1, D, h, w) whose rows that are not ``known`` (h,) lie on a line between the nearest known of their plane.
+
+    Beyond the first and the last known row these are repeated; slices hold whole places, so all planes miss the same.
+    """
+    rows = codes.unflatten(2, (-1, planes))
+    here = known[::planes]
+    at = torch.arange(len(here), device=codes.device)
+    above = torch.where(here, at, -1).cummax(0).values
+    below = torch.where(here, at, len(here)).flip(0).cummin(0).values.flip(0)
+    above, below = torch.where(above < 0, below, above), torch.where(below == len(here), above, below)
+    share = ((at - above) / (below - above).clamp_min(1)).view(-1, 1, 1)
+    return torch.lerp(rows[:, :, above], rows[:, :, below], share.to(rows)).flatten(2, 3)
