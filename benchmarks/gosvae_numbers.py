@@ -111,6 +111,11 @@ def gosvae_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
         for e in speeds.values()
     ]
     tables["speed"] = table(["", "threads", "encode, pictures/s", "decode, pictures/s"], lines)
+    lines = [
+        [e["label"], number(e["kb"], digits=2), number(e["flicker"], digits=2), number(e["source"], digits=2)]
+        for e in read_list(folder / "flicker.json")
+    ]
+    tables["flicker"] = table(["", "kB a frame", "flicker, levels", "change of the source, levels"], lines)
     weights = sorted({f"`{e['system']}` {e['weights']}" for e in entries.values() if e.get("weights")})
     pictures = sorted({f"{e['pictures']} pictures of {e['input']}" for e in entries.values()})
     return values, tables, f"Weights: {', '.join(weights) or 'none'}. {'; '.join(pictures)}."

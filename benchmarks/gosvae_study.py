@@ -3,6 +3,7 @@
     python benchmarks/gosvae_study.py table --out out/gosvae --clean   # every system, without a channel
     python benchmarks/gosvae_study.py table --out out/gosvae --short --label "loss: kld" --systems gos-vae --weights DIR
     python benchmarks/gosvae_study.py jpeg --out out/gosvae --kilobytes 9.5  # JPEG at these bytes, and at 40 dB
+    python benchmarks/gosvae_study.py flicker --out out/gosvae --input "camvid:DIR/val[51:]" --kilobytes 2.3
     python benchmarks/gosvae_study.py curves --out out/gosvae --log runs/gos-vae/log.jsonl
     python benchmarks/gosvae_study.py speed --out out/gosvae
     python benchmarks/gosvae_study.py card --out out/gosvae                # docs/reproduction/gos-vae.md
@@ -21,6 +22,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,29 @@ def jpeg(given: argparse.Namespace) -> None:
     keep(given, {"label": "JPEG at 40 dB", "system": "jpeg", "weights": "", **found})
 
 
+def flicker(given: argparse.Namespace) -> None:
+    """The labelled drive frame by frame: how far changes from frame to frame are from those of the source, in levels of 255."""
+    size = tuple(int(side) for side in given.size.split("x")) if given.size else None
+    (clip,) = open_clips(given.input, size=size, max_frames=given.frames)  # type: ignore[arg-type]
+    frames = list(clip.frames())
+    coders: dict[str, Callable[[Tensor], Coded]] = {}
+    for name in given.systems or ("gos-vae", "gos-vae:star", "vq-vae"):
+        loaded = load_system(name)
+        assert isinstance(loaded.system, GosVae)
+        coders[name] = Indices(loaded.system, loaded.weights)
+    for limit in given.kilobytes:
+        coders[f"JPEG at {limit:g} kB"] = lambda frame, limit=limit: jpeg_at(frame, lambda size, psnr: size <= 1000 * limit)  # type: ignore[misc]
+    entries = []
+    for name, code in coders.items():
+        shown, sizes = zip(*(code(frame) for frame in frames), strict=True)
+        off = [(b - a - (y - x)).abs().mean() for (a, b), (x, y) in zip(pairwise(shown), pairwise(frames), strict=True)]
+        own = [(y - x).abs().mean() for x, y in pairwise(frames)]
+        entry = {"label": name, "frames": len(frames), "kb": float(np.mean([s["kb"] for s in sizes]))}
+        entries.append(entry | {"flicker": 255 * float(np.mean(off)), "source": 255 * float(np.mean(own))})
+        print(entries[-1], flush=True)
+    write_list(given.out / "flicker.json", entries)
+
+
 def curves(given: argparse.Namespace) -> None:
     """Correlation of the training curves of JSD and LPIPS (fig. 3)."""
     lines = [json.loads(line) for line in Path(given.log).read_text().splitlines()]
@@ -222,7 +247,7 @@ def floats(text: str) -> tuple[float, ...]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "table": table, "jpeg": jpeg, "curves": curves, "speed": speed, "card": card,
+    "table": table, "jpeg": jpeg, "flicker": flicker, "curves": curves, "speed": speed, "card": card,
 }  # fmt: skip
 
 
@@ -234,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs/reproduction"))
     parser.add_argument("--input", default=TEST)
     parser.add_argument("--size", default="", help="WxH; as the pictures are by default")
+    parser.add_argument("--frames", type=int, help="of a video; all by default")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--systems", type=lambda text: tuple(text.split(",")), default=())
     parser.add_argument("--weights", help="folder of a checkpoint, of the one system named")
