@@ -217,10 +217,10 @@ def speed(given: argparse.Namespace) -> None:
         system = spec.make(preset or spec.presets[0], "strong").eval().to(memory_format=torch.channels_last)
         fmt, x = Format(256, 512, cbr=2.0), torch.rand(1, 1, 3, 256, 512, generator=torch.Generator().manual_seed(0))
         tx, rx, air = system.start(fmt, "tx"), system.start(fmt, "rx"), Link("ideal", cbr=2.0).eval()
+        csi, budget = air.grant(Step(x))
         best = [float("inf")] * 2
         with torch.inference_mode():
             for _ in range(given.repeats):
-                csi, budget = air.grant(Step(x))
                 began = time.perf_counter()
                 payload, _, _ = system.encode(Step(x), tx, csi, budget, generator=torch.Generator())
                 coded = time.perf_counter()
