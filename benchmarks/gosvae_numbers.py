@@ -26,7 +26,10 @@ def entry_table(entries: Sequence[Entry]) -> str:
     for e in entries:
         kb = [number(e.get(key), digits=2) for key in ("kb", "kb_static")]
         measures = [number(100 * e[key], digits=1) for key in ("miou", "pixel_accuracy")]
-        more = [number(e.get(key), digits=d) for key, d in (("psnr_rgb_db", 2), ("ssim_rgb", 3), ("lpips_squeeze", 3))]
+        more = [
+            number(None if e["label"] == "original" else e.get(key), digits=d)
+            for key, d in (("psnr_rgb_db", 2), ("ssim_rgb", 3), ("lpips_squeeze", 3))
+        ]
         last = number(e.get("frechet_squeeze"), digits=2)
         lines.append([e["label"] + (" (short)" if e.get("short") else ""), *kb, *measures, *more, last])
     head = ["", "kB", "kB, static", "mIoU, %", "accuracy, %", "PSNR, dB", "SSIM", "LPIPS", "Frechet (SqueezeNet)"]

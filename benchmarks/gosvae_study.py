@@ -73,7 +73,7 @@ class Spread:
         values, vectors = np.linalg.eigh(a)
         root = (vectors * values.clip(0) ** 0.5) @ vectors.T
         cross = np.linalg.eigvalsh(root @ b @ root).clip(0) ** 0.5
-        return float(np.square(m - n).sum() + np.trace(a) + np.trace(b) - 2 * cross.sum())
+        return max(0.0, float(np.square(m - n).sum() + np.trace(a) + np.trace(b) - 2 * cross.sum()))
 
 
 def evaluate(given: argparse.Namespace, code: Callable[[Tensor], Coded]) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/gosvae"))
     parser.add_argument("--docs", type=Path, default=Path("docs/reproduction"))
     parser.add_argument("--input", default=TEST)
-    parser.add_argument("--size", default="", help="WxH; as the pictures are by default")
+    parser.add_argument("--size", default="256x192", help='WxH; "" for as the pictures are')
     parser.add_argument("--frames", type=int, help="of a video; all by default")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--systems", type=lambda text: tuple(text.split(",")), default=())
