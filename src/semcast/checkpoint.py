@@ -126,6 +126,26 @@ def load(system: nn.Module, folder: str | Path) -> str:
     return weights_id(source)
 
 
+def borrow(system: nn.Module, source: str) -> None:
+    """Copy the weights of ``"system:preset"`` as shipped, or of a checkpoint's folder, into ``system``: where training begins.
+
+    Unlike :func:`load` it takes weights of another system, as long as every tensor has its counterpart.
+
+    Raises:
+        WeightsError: no such weights, or they do not fit.
+    """
+    named = shipped(*source.split(":")) if source.count(":") == 1 else None
+    folder = named or Path(source)
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise WeightsError(f"no weights to begin with: {source} is neither shipped nor the folder of a checkpoint")
+    tensors, own = load_file(path), system.state_dict()
+    wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
+    if wrong:
+        raise WeightsError(f"the weights of {source} do not fit {system.name}:{system.preset}: {wrong[0]!r} differs")
+    system.load_state_dict({name: tensors[name].to(own[name].dtype) for name in own})
+
+
 def make_system(name: str, *, condition: str = "strong", weights: str | Path | None = None) -> tuple[System, str]:
     """Build ``"system"`` or ``"system:preset"`` ready to use: in evaluation mode, with its weights.
 

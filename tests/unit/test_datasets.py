@@ -182,3 +182,53 @@ def test_real_hevc_class_and_actions():
     clips = open_clips(f"ucf101:{needs('actions/eval')}")
     assert [int(c.labels["action"]) for c in clips] == [0] * 25 + [1] * 25
     assert next(clips[0].frames()).shape[0] == 3
+
+
+# Cityscapes and ADE20K ------------------------------------------------------------------------------------------------------
+
+
+def labels(path: Path, columns: list[int], size: tuple[int, int]) -> None:
+    """A label picture of vertical stripes."""
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = np.repeat(np.array(columns, np.uint8), size[0] // len(columns))
+    Image.fromarray(np.tile(row, (size[1], 1))).save(path)
+
+
+def test_cityscapes(tmp_path):
+    for city, name in (("frankfurt", "frankfurt_000000_000294"), ("munster", "munster_000000_000019")):
+        picture(tmp_path / "leftImg8bit" / "val" / city / f"{name}_leftImg8bit.png", 90, (128, 64))
+        labels(tmp_path / "gtFine" / "val" / city / f"{name}_gtFine_labelIds.png", [7, 0, 33, 26, 9, 23, 255, 8], (128, 64))
+    clips = open_clips(f"cityscapes:{tmp_path}/val")
+    assert [clip.name for clip in clips] == ["frankfurt_000000_000294_leftImg8bit", "munster_000000_000019_leftImg8bit"]
+    ((frame, truth),) = clips[0].labelled_frames()
+    assert frame.shape == (3, 64, 128)
+    assert truth["segmentation"][5, ::16].tolist() == [0, 19, 18, 13, 19, 10, 19, 1]
+    assert clips[0].classes[13] == "car"
+    assert len(clips[0].classes) == 20
+    (small,) = open_clips(f"cityscapes:{tmp_path}/val", size=(96, 72))[1].labelled_frames()
+    assert small[0].shape == (3, 72, 96)
+    assert small[1]["segmentation"].shape == (72, 96)
+    (tmp_path / "gtFine" / "val" / "munster" / "munster_000000_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(VideoError, match=r"munster_000000_000019_gtFine_labelIds\.png is missing; expected"):
+        open_clips(f"cityscapes:{tmp_path}/val")
+    with pytest.raises(VideoError, match="no such folder; expected DIR/leftImg8bit"):
+        open_clips(f"cityscapes:{tmp_path}/train")
+
+
+def test_ade20k(tmp_path):
+    picture(tmp_path / "images" / "validation" / "ADE_val_00000001.jpg", 90, (120, 64))
+    labels(tmp_path / "annotations" / "validation" / "ADE_val_00000001.png", [0, 1, 150, 13], (120, 64))
+    (clip,) = open_clips(f"ade20k:{tmp_path}/validation")
+    ((frame, truth),) = clip.labelled_frames()
+    assert frame.shape == (3, 64, 120)
+    assert truth["segmentation"][5, ::30].tolist() == [150, 0, 149, 12]
+    assert clip.classes[12] == "class 13"
+    (tmp_path / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n13\t0.02\t1\t1\tperson, individual\n")
+    (clip,) = open_clips(f"ade20k:{tmp_path}/validation")
+    assert clip.classes[12] == "person"
+    assert clip.classes[150] == "unlabelled"
+    (tmp_path / "annotations" / "validation" / "ADE_val_00000001.png").unlink()
+    with pytest.raises(VideoError, match=r"ADE_val_00000001\.png is missing"):
+        open_clips(f"ade20k:{tmp_path}/validation")

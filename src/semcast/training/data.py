@@ -7,6 +7,7 @@ will do as well. Frames stay in memory as uint8.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ def load_corpus(
     """Decode everything below ``folder``.
 
     Args:
-        folder: data folder as described above. parts: sub-folders to take. every: keep every n-th frame of a clip.
+        folder: data folder as described above. parts: sub-folders to take; ``name[a:b]`` takes those files of it, in the order
+            of their names. every: keep every n-th frame of a clip.
         min_side: leave out what is smaller. progress: called with (done, all).
 
     Raises:
@@ -57,10 +59,9 @@ def load_corpus(
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"no such data folder: {root}")
-    roots = [root / part for part in parts if (root / part).is_dir()] or [root]
-    files = [
-        path for r in roots for path in sorted(r.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES
-    ]  # fmt: skip
+    found = [(part, _media(root, part)) for part in parts]
+    found = [(part, inside) for part, inside in found if inside] or [(".", _media(root, ""))]
+    files = [path for _, inside in found for path in inside]
     clips: list[np.ndarray] = []
     for index, path in enumerate(files):
         try:
@@ -78,7 +79,17 @@ def load_corpus(
             progress(index + 1, len(files))
     if not clips:
         raise InputError(f"no clip or picture of at least {min_side} lines under {root}; expected video/ or images/ in it")
-    return Corpus(clips, tuple(str(r.relative_to(root)) or "." for r in roots))
+    return Corpus(clips, tuple(part for part, _ in found))
+
+
+def _media(root: Path, part: str) -> list[Path]:
+    """Clips and pictures below a part of the data folder; [] where there is no such part."""
+    sliced = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", part)
+    name, low, high = (sliced[1], sliced[2], sliced[3]) if sliced else (part, "", "")
+    if not (root / name).is_dir():
+        return []
+    files = [path for path in sorted((root / name).rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES]
+    return files[int(low or 0) : int(high) if high else None]
 
 
 @dataclass
@@ -86,7 +97,8 @@ class CropSampler:
     """Random crops of consecutive frames.
 
     Args:
-        corpus: what to draw from; every clip is equally likely. size: side of the crops. frames: consecutive frames of a
+        corpus: what to draw from; every clip is equally likely. size: side of the crops, their height where ``aspect``, width
+            over height, is not 1: such crops stay upright. frames: consecutive frames of a
             crop; a picture shorter than that is set in motion by the scene renderer. batch: examples. seed: of everything
             drawn here. min_scale: pictures are shrunk by a factor drawn log-uniformly from [min_scale, 1], area-averaged.
         mosaic: an example is a square of mosaic x mosaic crops, side ``mosaic * size``. Power is shared out over a whole
@@ -100,6 +112,7 @@ class CropSampler:
     seed: int = 0
     min_scale: float = 0.5
     mosaic: int = 1
+    aspect: float = 1.0
 
     def batch_at(self, step: int) -> Tensor:
         """(B, t, 3, S, S) float32 in [0, 1], S = mosaic * size: a function of the seed and ``step`` alone."""
@@ -120,24 +133,25 @@ class CropSampler:
     def _draw(self, rng: random.Random, generator: torch.Generator) -> Tensor:
         clip = rng.choice(self.corpus.clips)
         t, height, width, _ = clip.shape
-        scale = max(self.min_scale ** rng.random(), (self.size + 1) / min(height, width))
-        side = min(round(self.size / scale), height, width)
-        top, left = rng.randint(0, height - side), rng.randint(0, width - side)
-        window = (slice(top, top + side), slice(left, left + side))
+        size = self.size, round(self.size * self.aspect)
+        scale = max(self.min_scale ** rng.random(), (size[0] + 1) / height, (size[1] + 1) / width)
+        rows, columns = min(round(size[0] / scale), height), min(round(size[1] / scale), width)
+        top, left = rng.randint(0, height - rows), rng.randint(0, width - columns)
+        window = (slice(top, top + rows), slice(left, left + columns))
         if t >= self.frames:
             first = rng.randint(0, t - self.frames)
             piece = clip[first : first + self.frames, window[0], window[1]]
             crop = torch.from_numpy(np.ascontiguousarray(piece)).movedim(-1, 1).float() / 255
-            if side != self.size:
-                crop = F.interpolate(crop, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+            if (rows, columns) != size:
+                crop = F.interpolate(crop, size=size, mode="bilinear", antialias=True, align_corners=False)
         else:
             from semcast.video.scenes import render_from_photo
 
             photo = torch.from_numpy(np.ascontiguousarray(clip[rng.randrange(t)])).movedim(-1, 0).float() / 255
-            crop, _ = render_from_photo(photo, (self.size, self.size), self.frames, rng.choice(MOTIONS), generator)
+            crop, _ = render_from_photo(photo, size, self.frames, rng.choice(MOTIONS), generator)
         if rng.random() < 0.5:
             crop = crop.flip(-1)
-        if self.frames == 1 and rng.random() < 0.5:
+        if self.frames == 1 and self.aspect == 1 and rng.random() < 0.5:
             crop = crop.transpose(-1, -2)
         return crop
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from semcast import checkpoint
 from semcast.errors import InputError
+from semcast.goals.targets import imitation_target
 from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.machine import has_bf16
@@ -159,21 +160,25 @@ class SystemWork(Work):
         self.held_out = f"held-out clips, AWGN {VALIDATION_SNR_DB:g} dB, CBR {schedule.validation_cbr:.4f}"
         self.model = self.system = system
         self.exchange = Exchange(system)
+        self.start = schedule.start
         self.seed, self.first, self.cbr = schedule.seed, schedule.stages[0], schedule.validation_cbr
         held = Corpus(corpus.clips[19::20] or corpus.clips[:1], corpus.sources)
         self.kept = Corpus(
             [clip for index, clip in enumerate(corpus.clips) if index % 20 != 19] or corpus.clips, corpus.sources
         )
         first = self.first
-        crops = CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic)
+        crops = CropSampler(held, first.size, first.frames, VALIDATION_EXAMPLES, 5, 0.7, first.mosaic, first.aspect)
         self.held_crops = next(iter(crops))
 
     def initialise(self) -> None:
-        """What the system fits to crops by itself."""
+        """Weights to begin with where the schedule names some, else what the system fits to crops by itself."""
+        if self.start:
+            checkpoint.borrow(self.system, self.start)
+            return
         initialise = getattr(self.system, "initialise", None)
         if initialise is not None:
             first = self.first
-            draws = iter(CropSampler(self.kept, first.size, first.frames, 16, self.seed + 17, first.min_scale))
+            draws = iter(CropSampler(self.kept, first.size, first.frames, 16, self.seed + 17, first.min_scale, 1, first.aspect))
             clips = torch.cat([next(draws) for _ in range(60 if first.frames == 1 else 30 // first.frames)])
             initialise(clips if first.frames > 1 else clips[:, 0])
 
@@ -181,8 +186,17 @@ class SystemWork(Work):
         """Crops and links as the stage has them."""
         self.stage, self.rank = stage, rank
         self.system.begin(stage.options)
+        if "target" in stage.options:
+            imitate = getattr(self.system, "imitate", None)
+            if imitate is None:
+                raise InputError(
+                    f"stage {stage.name!r}: {self.system.name} imitates no task model; leave out the option target"
+                )
+            imitate(imitation_target(str(stage.options["target"])))
         seed = self.seed + 7919 * rank
-        self.sampler = CropSampler(self.kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic)
+        self.sampler = CropSampler(
+            self.kept, stage.size, stage.frames, stage.batch, seed, stage.min_scale, stage.mosaic, stage.aspect
+        )
         self.links = {spec: Link(spec).train() for spec in stage.channels}
 
     def batch(self, step: int) -> tuple[Tensor, Link, Stage, float, torch.Generator]:
@@ -311,6 +325,7 @@ def fit(
             if main:
                 if step % 25 == 0 or validation is not None:
                     line = {"step": step, "stage": stage.name, "loss": round(loss, 4), work.score: round(score, DIGITS)}
+                    line |= {name: round(float(value.detach()), 5) for name, value in losses.items() if name not in line}
                     if validation is not None:
                         line[f"validation_{work.score}"] = round(validation, DIGITS)
                     with (folder / "log.jsonl").open("a") as file:

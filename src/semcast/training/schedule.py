@@ -18,6 +18,7 @@ class Stage(BaseModel):
 
     Attributes:
         name: for the log. steps: optimiser steps. batch, size, frames: examples, side of the crops in pixels, frames of a crop.
+        aspect: width of the crops over their height, which ``size`` is then; other than 1, crops stay upright.
         lr, lr_end, warmup: learning rate, its end after a cosine, and steps of linear warm-up.
         snr_db: range that an SNR is drawn from, per example, in multiples of ``snr_step_db`` where that is given: a link that
             has to adapt packets afresh for every SNR takes its time. cbr: rates that one is drawn from, per batch.
@@ -32,6 +33,7 @@ class Stage(BaseModel):
     batch: int = Field(8, gt=0)
     size: int = Field(128, ge=64)
     frames: int = Field(1, gt=0)
+    aspect: float = Field(1.0, ge=1, le=4)
     mosaic: int = Field(1, gt=0)
     min_scale: float = Field(0.5, gt=0, le=1)
     lr: float = Field(5e-4, gt=0)
@@ -49,16 +51,18 @@ class Schedule(BaseModel):
     """Everything that decides a training run besides the data.
 
     Attributes:
-        system, preset: what is trained. seed: of weights, crops and noise. parts, every: sub-folders of the data folder,
-            and keep every n-th frame of a clip. ema: decay of the moving average of the weights that is kept. grad_clip:
-            gradient norm. validate_every: steps between validations on clips held out, at ``validation_cbr`` and
-            10 dB. save_every: steps between checkpoints.
+        system, preset: what is trained. start: ``"system:preset"`` whose shipped weights training begins with, or a folder of
+            a checkpoint; "" for fresh ones. seed: of weights, crops and noise. parts: sub-folders of the data folder
+            (``val[:50]`` takes the first 50 files). every: keep every n-th frame of a clip. ema: decay of the moving average of
+            the weights that is kept. grad_clip: gradient norm. validate_every: steps between validations on clips held out, at
+            ``validation_cbr`` and 10 dB. save_every: steps between checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     system: str
     preset: str
+    start: str = ""
     seed: int = 0
     parts: tuple[str, ...] = ("video",)
     every: int = Field(4, gt=0)

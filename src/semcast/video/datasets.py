@@ -7,7 +7,7 @@ Nothing is downloaded.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +35,12 @@ CAMVID_CLASSES = (
     "unlabelled",
 )
 CAMVID_IGNORE = 11
+CITYSCAPES_CLASSES = (
+    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky"),
+    *("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle", "unlabelled"),
+)
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # of these classes in labelIds
+_ADE20K_COUNT = 150
 _CAMVID_RATE = 30.0  # frames per second behind the numbers in the file names
 _VIMEO_SIZE = (448, 256)
 
@@ -200,7 +206,7 @@ def camvid(folder: str, *, size: tuple[int, int] | None, fps: float | None, stil
     if absent is not None:
         raise _missing(root, f"{absent.parent.name}/{absent.name} is missing", _CAMVID)
     groups = [([pair], _CAMVID_RATE) for pair in pairs] if stills else _drives(pairs)
-    return [_camvid_clip(group, rate, size, fps, max_frames) for group, rate in groups]
+    return [_labelled_clip(group, rate, CAMVID_CLASSES, None, size, fps, max_frames) for group, rate in groups]
 
 
 _Pair = tuple[Path, Path]
@@ -238,9 +244,16 @@ def _read_labels(path: Path, size: tuple[int, int]) -> Tensor:
         return torch.from_numpy(np.array(fitted).astype(np.int64))
 
 
-def _camvid_clip(
-    pairs: list[_Pair], rate: float, size: tuple[int, int] | None, fps: float | None, max_frames: int | None
+def _labelled_clip(
+    pairs: list[_Pair],
+    rate: float,
+    classes: tuple[str, ...],
+    fold: Tensor | None,
+    size: tuple[int, int] | None,
+    fps: float | None,
+    max_frames: int | None,
 ) -> Clip:
+    """Pictures with label pictures; ``fold`` (256,) says which class a value in these means, None that it is the class."""
     pairs = pairs[:max_frames]
     first = pairs[0][0]
     name = first.stem if len(pairs) == 1 else f"{first.stem}-{len(pairs)}"
@@ -256,9 +269,97 @@ def _camvid_clip(
             frame = read_picture(path)
             if size is None and (frame.shape[-1], frame.shape[-2]) != target:
                 raise VideoError(f"{path}: {frame.shape[-1]}x{frame.shape[-2]} pixels, the clip has {target[0]}x{target[1]}")
-            yield resize(frame, target), {"segmentation": _read_labels(label_path, target)} if labels else {}
+            if not labels:
+                yield resize(frame, target), {}
+                continue
+            truth = _read_labels(label_path, target)
+            yield resize(frame, target), {"segmentation": truth if fold is None else fold[truth.clamp(0, 255)]}
 
-    return Clip(name, look, source, classes=CAMVID_CLASSES)
+    return Clip(name, look, source, classes=classes)
+
+
+# Cityscapes and ADE20K ----------------------------------------------------------------------------------------------
+
+_CITYSCAPES = (
+    "DIR/leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png and "
+    "DIR/gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelIds.png, opened as cityscapes:DIR/val"
+)
+_ADE20K = (
+    "DIR/images/validation/ADE_val_00000001.jpg and DIR/annotations/validation/ADE_val_00000001.png "
+    "(ADEChallengeData2016), opened as ade20k:DIR/validation"
+)
+
+
+def _fold(classes: dict[int, int], ignore: int) -> Tensor:
+    table = torch.full((256,), ignore, dtype=torch.int64)
+    for value, index in classes.items():
+        table[value] = index
+    return table
+
+
+def _part(folder: str, pictures: str, layout: str) -> tuple[Path, str, Path]:
+    """Root, name of the part, and the part's folder of pictures."""
+    given = Path(folder).expanduser()
+    root, part = given.parent, given.name
+    where = root / pictures / part
+    if not folder or not where.is_dir():
+        raise VideoError(f"{where if folder else 'an empty path'}: no such folder; expected {layout}")
+    return root, part, where
+
+
+def _stills(
+    pairs: list[_Pair],
+    classes: tuple[str, ...],
+    fold: Tensor,
+    missing: Callable[[str], VideoError],
+    size: tuple[int, int] | None,
+    fps: float | None,
+    max_frames: int | None,
+) -> list[Clip]:
+    """Every pair as a clip; ``missing`` makes the error that says what is not there."""
+    absent = next((labels for _, labels in pairs if not labels.is_file()), None)
+    if absent is not None or not pairs:
+        raise missing(f"{absent} is missing" if absent else "no pictures in it")
+    return [_labelled_clip([pair], _CAMVID_RATE, classes, fold, size, fps, max_frames) for pair in pairs]
+
+
+def cityscapes(
+    folder: str, *, size: tuple[int, int] | None, fps: float | None, stills: bool, max_frames: int | None
+) -> list[Clip]:
+    """Cityscapes (Cordts et al. 2016), fine annotations: clips of one frame, labels being indices into ``CITYSCAPES_CLASSES``.
+
+    ``DIR/val`` opens that part. The 19 classes that are evaluated keep their order; all others are class 19, unlabelled.
+    """
+    root, part, where = _part(folder, "leftImg8bit", _CITYSCAPES)
+    suffix = "_leftImg8bit.png"
+    paths = sorted(where.rglob(f"*{suffix}"), key=natural_key)
+    labels = root / "gtFine" / part
+    pairs = [(p, labels / p.parent.name / (p.name.removesuffix(suffix) + "_gtFine_labelIds.png")) for p in paths]
+    fold = _fold({value: index for index, value in enumerate(_CITYSCAPES_IDS)}, len(_CITYSCAPES_IDS))
+    return _stills(pairs, CITYSCAPES_CLASSES, fold, lambda what: _missing(where, what, _CITYSCAPES), size, fps, max_frames)
+
+
+def ade20k(folder: str, *, size: tuple[int, int] | None, fps: float | None, stills: bool, max_frames: int | None) -> list[Clip]:
+    """ADE20K's scene parsing challenge (Zhou et al. 2019): clips of one frame, labels 0 to 149; 150 is unlabelled.
+
+    ``DIR/validation`` opens that part. Classes are named by ``objectInfo150.txt`` where it lies in DIR.
+    """
+    root, part, where = _part(folder, "images", _ADE20K)
+    paths = sorted((p for p in where.iterdir() if p.suffix.lower() in PICTURES), key=natural_key)
+    pairs = [(p, root / "annotations" / part / f"{p.stem}.png") for p in paths]
+    fold = _fold({value: value - 1 for value in range(1, _ADE20K_COUNT + 1)}, _ADE20K_COUNT)
+    return _stills(pairs, ade20k_classes(root), fold, lambda what: _missing(where, what, _ADE20K), size, fps, max_frames)
+
+
+def ade20k_classes(root: Path) -> tuple[str, ...]:
+    """Names of the 150 classes from objectInfo150.txt, else their numbers; then "unlabelled"."""
+    listing, names = root / "objectInfo150.txt", [f"class {k}" for k in range(1, _ADE20K_COUNT + 1)]
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            cells = line.split("\t")
+            if len(cells) > 1 and cells[0].strip().isdigit() and 1 <= int(cells[0]) <= _ADE20K_COUNT:
+                names[int(cells[0]) - 1] = cells[-1].strip().split(",")[0]
+    return (*names, "unlabelled")
 
 
 # class folders of clips: UCF101 and the like ------------------------------------------------------------------------
@@ -308,7 +409,9 @@ def _lazy(path: Path, size: tuple[int, int] | None, fps: float | None, max_frame
 
 
 DATASETS: dict[str, Reader] = {
+    "ade20k": ade20k,
     "camvid": camvid,
+    "cityscapes": cityscapes,
     "hevc": _HEVC,
     "kodak": kodak,
     "ucf101": ucf101,
