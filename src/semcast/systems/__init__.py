@@ -14,6 +14,8 @@ SYSTEMS: Registry[SystemSpec] = Registry("system")
 SYSTEMS.add("deepjscc", "semcast.systems.deepjscc:SPEC")
 SYSTEMS.add("ntscc", "semcast.systems.ntscc:SPEC")
 SYSTEMS.add("dvst", "semcast.systems.dvst:SPEC")
+SYSTEMS.add("dynamicjscc", "semcast.systems.sematt:DYNAMIC_SPEC")
+SYSTEMS.add("sematt-jscc", "semcast.systems.sematt:SEMATT_SPEC")
 SYSTEMS.add("linear-jscc", "semcast.systems.linear_jscc:SPEC")
 SYSTEMS.add("freeze", "semcast.systems.freeze:SPEC")
 for _name in (

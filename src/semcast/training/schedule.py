@@ -50,9 +50,9 @@ class Schedule(BaseModel):
 
     Attributes:
         system, preset: what is trained. seed: of weights, crops and noise. parts, every: sub-folders of the data folder,
-            and keep every n-th frame of a clip. ema: decay of the moving average of the weights that is kept. grad_clip:
-            gradient norm. validate_every: steps between validations on clips held out, at ``validation_cbr`` and
-            10 dB. save_every: steps between checkpoints.
+            and keep every n-th frame of a clip. labelled: a folder in CamVid's layout, whose crops come with their labels.
+            ema: decay of the moving average of the weights that is kept. grad_clip: gradient norm. validate_every: steps
+            between validations on clips held out, at ``validation_cbr`` and 10 dB. save_every: steps between checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +62,7 @@ class Schedule(BaseModel):
     seed: int = 0
     parts: tuple[str, ...] = ("video",)
     every: int = Field(4, gt=0)
+    labelled: bool = False
     ema: float = Field(0.999, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     validate_every: int = Field(250, gt=0)
