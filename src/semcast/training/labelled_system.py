@@ -17,7 +17,7 @@ from semcast.training.labelled import LabelledCorpus, LabelledSampler
 from semcast.training.loop import VALIDATION_EXAMPLES, SystemWork, validate
 from semcast.training.schedule import Schedule, Stage
 
-STATISTICS_PICTURES = 100  # that closed forms are fitted to, at most
+STATISTICS_PICTURES = 70  # that closed forms are fitted to, at most
 
 
 @dataclass
