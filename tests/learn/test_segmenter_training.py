@@ -10,20 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from semcast import checkpoint
+from semcast.app.cli import main
 from semcast.errors import InputError, WeightsError
 from semcast.goals.segmenter import Segmenter, SegmenterConfig
+from semcast.metrics.perceptual import WEIGHTS_ENV, WEIGHTS_NAME, squeezenet_features
 from semcast.training.labelled import LabelledCorpus, LabelledSampler, load_labelled
 from semcast.training.loop import Progress, fit
 from semcast.training.schedule import Schedule, Stage, load_schedule
-from semcast.training.segmenter import OPTIONS, SegmenterWork, dissimilarity
+from semcast.training.segmenter import OPTIONS, SegmenterWork, trunk_weights
 from semcast.video.datasets import CAMVID_IGNORE
 
 pytest.importorskip("accelerate", reason="training needs the extra `train`")
 
-TINY = SegmenterConfig(stem=8, quarter=12, eighth=16, sixteenth=24, eighth_blocks=1, dilations=(1, 2))
+TINY = SegmenterConfig(quarter=12, eighth=16, sixteenth=24, dilations=(1, 2))
 SKY, ROAD, CAR = 0, 3, 8
 COLOURS = {SKY: (150, 180, 230), ROAD: (90, 90, 90), CAR: (180, 40, 30)}
 
@@ -62,14 +64,14 @@ def build() -> Segmenter:
 
 
 def test_it_learns_in_sixty_steps(corpus: LabelledCorpus, tmp_path: Path) -> None:
-    """The loss falls to a third (a quarter measured), and the mIoU of streets held out rises above 0.45 (0.59 measured)."""
+    """The loss falls below 0.4 of what it was (0.30 measured), mIoU of streets held out rises above 0.4 (0.49 measured)."""
     work, seen = SegmenterWork(build(), corpus, plan(60)), list[Progress]()
     assert work.validate() < 0.3
     fit(work, plan(60), tmp_path, card={}, on_step=seen.append)
     first, last = (sum(turn.loss for turn in part) / 5 for part in (seen[:5], seen[-5:]))
-    assert last < first / 3
+    assert last < 0.4 * first
     assert seen[-1].validation is not None
-    assert seen[-1].validation > 0.45
+    assert seen[-1].validation > 0.4
 
 
 def test_an_interrupted_run_ends_like_one_left_alone(corpus: LabelledCorpus, tmp_path: Path) -> None:
@@ -115,9 +117,37 @@ def test_a_run_leaves_a_card_a_log_and_a_curve(corpus: LabelledCorpus, tmp_path:
         checkpoint.load(Segmenter(), folder)
 
 
+def test_the_encoder_starts_from_the_file_and_learns_slowly(corpus: LabelledCorpus, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        taught = squeezenet_features()
+    path = tmp_path / WEIGHTS_NAME
+    save_file({f"features.{name}": value.half() for name, value in taught.state_dict().items()}, path)
+    model = build()
+    head = model.head.weight.detach().clone()
+    work = SegmenterWork(model, corpus, plan(1), path)
+    for name, value in taught.state_dict().items():
+        assert torch.equal(model.features.state_dict()[name], value.half().float())
+    assert torch.equal(model.head.weight, head)
+    assert work.lr_scale("features.3.squeeze.weight") < work.lr_scale("head.weight") == 1
+    path.write_bytes(b"not weights at all")
+    with pytest.raises(WeightsError, match="SqueezeNet"):
+        SegmenterWork(model, corpus, plan(1), path)
+
+
+def test_without_the_file_training_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("semcast.training.segmenter.find_squeezenet", lambda: None)
+    with pytest.raises(WeightsError, match=WEIGHTS_ENV):
+        trunk_weights()
+    assert main(["train", "segmenter", "--data", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert WEIGHTS_ENV in capsys.readouterr().err
+
+
 def test_options_are_checked_when_the_run_begins(corpus: LabelledCorpus) -> None:
-    with pytest.raises(InputError, match="did you mean 'guide'"):
-        SegmenterWork(build(), corpus, plan(1, options={"gude": 1}))
+    with pytest.raises(InputError, match="did you mean 'max_scale'"):
+        SegmenterWork(build(), corpus, plan(1, options={"max_scle": 1}))
 
 
 def test_the_shipped_schedule_is_valid() -> None:
@@ -184,15 +214,3 @@ def test_camvid_is_read_in_parts(tmp_path: Path) -> None:
     assert np.array_equal(found.pictures[1], street(1)[0])
     assert np.array_equal(found.labels[1], street(1)[1])
     assert found.megabytes == pytest.approx(2 * 4 * 120 * 160 / 1e6)
-
-
-def test_guidance_is_blind_to_what_does_not_matter() -> None:
-    """Zero for features that differ by rotation and scale, in whatever number of channels; more, the less they agree."""
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 6, 8, 8, generator=generator)
-    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator))[0]
-    turned = torch.einsum("ij,bjhw->bihw", turn, features) * 3
-    other = torch.randn(2, 9, 8, 8, generator=generator)
-    assert float(dissimilarity(features, turned)) < 1e-6
-    assert float(dissimilarity(features, features + 0.5 * torch.randn(features.shape, generator=generator))) > 1e-3
-    assert float(dissimilarity(features, other)) > 0.05

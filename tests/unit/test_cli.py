@@ -298,7 +298,7 @@ def test_stills_go_to_a_folder(tmp_path: Path, deep: list[str]) -> None:
         cv2.imwrite(str(tmp_path / "in" / f"{i}.png"), np.full((64, 80, 3), 90 * i + 40, np.uint8))
     args = ["transmit", str(tmp_path / "in"), str(tmp_path / "out"), "--stills", "--metrics", "psnr_rgb_db", *deep]
     assert main(args) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.mp4", "1.mp4"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png"]
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

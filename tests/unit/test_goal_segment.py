@@ -24,7 +24,7 @@ from semcast.video.clip import Clip, VideoInfo
 from semcast.video.datasets import CAMVID_CLASSES, CAMVID_IGNORE
 from semcast.video.io import open_clips
 
-TINY = SegmenterConfig(stem=8, quarter=8, eighth=8, sixteenth=16, eighth_blocks=1, dilations=(1, 2))
+TINY = SegmenterConfig(quarter=8, eighth=8, sixteenth=16, dilations=(1, 2))
 
 
 class ByBrightness(nn.Module):
@@ -104,6 +104,23 @@ def test_gradients_reach_every_parameter() -> None:
     model = tiny().train()
     model(torch.rand(2, 3, 64, 80)).square().mean().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)] == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 96), (50, 90)])
+def test_levels_lie_where_they_belong(height: int, width: int) -> None:
+    """Exactly 1/4, 1/8 and 1/16 of the padded picture, every cell within 1/5 of its size of the pixels it stands for."""
+    model = tiny()
+    with torch.no_grad():
+        levels = model.encode(torch.rand(1, 3, height, width))
+    assert [tuple(level.shape[-2:]) for level in levels] == [(64 // n, 96 // n) for n in (4, 8, 16)]
+    place, cell, seen = 0.0, 1, []
+    for layer in model.features:
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            size, padding = (v[0] if isinstance(v, tuple) else v for v in (layer.kernel_size, layer.padding))
+            place, cell = place + cell * ((size - 1) / 2 - padding), cell * 2
+            seen.append((cell, abs(place - (cell - 1) / 2)))
+    assert [cell for cell, _ in seen] == [2, 4, 8, 16]
+    assert all(off < cell / 5 for cell, off in seen[1:])
 
 
 def test_the_shipped_size_fits_in_five_megabytes() -> None:

@@ -131,6 +131,14 @@ def test_lossless_means_every_8_bit_value(tmp_path, suffix):
         assert torch.equal((got * 255).round(), (want * 255).round())
 
 
+def test_a_png_keeps_one_frame_exactly(tmp_path):
+    noise = torch.randint(0, 256, (2, 3, 65, 67), generator=torch.Generator().manual_seed(1)) / 255
+    write(tmp_path / "one.png", noise[:1], 25)
+    assert torch.equal((next(iter(read(tmp_path / "one.png"))) * 255).round(), (noise[0] * 255).round())
+    with pytest.raises(VideoError, match="holds one frame"):
+        write(tmp_path / "two.png", noise, 25)
+
+
 def test_writer_takes_damage_in_its_stride(tmp_path):
     frame = pattern(0)
     frame[0, 0, 0], frame[1, 1, 1] = float("nan"), 7.0

@@ -209,7 +209,8 @@ def transmit(typed: Common, system: str, output: Path | None, json: Path | None,
     check_goal(loaded, typed.goal)
     rows = []
     for clip in request.clips:
-        target = output / f"{clip.name}.mp4" if output and several else output
+        ending = ".png" if clip.n_frames == 1 else ".mp4"
+        target = output / f"{clip.name}{ending}" if output and several else output
         with _sink(clip, target) as consume, _frames_of(loaded, clip) as advance:
 
             def step(result: StepResult, consume: OnStep = consume, advance: OnStep = advance) -> None:

@@ -130,12 +130,13 @@ def _work(
     if name in TASK_MODELS:
         from semcast.goals.segmenter import Segmenter
         from semcast.training.labelled import load_labelled
-        from semcast.training.segmenter import SegmenterWork
+        from semcast.training.segmenter import SegmenterWork, trunk_weights
 
+        trunk = trunk_weights()
         labelled = load_labelled(data, parts=schedule.parts, progress=progress)
         model = TASK_MODELS.get(name).make(preset)
         assert isinstance(model, Segmenter)
-        work = SegmenterWork(model, labelled, schedule)
+        work = SegmenterWork(model, labelled, schedule, trunk)
         return work, labelled.sources, f"{len(labelled.pictures)} labelled pictures, {labelled.megabytes:.0f} MB,"
     system = SYSTEMS.get(name).make(preset, "strong")
     system.name, system.preset = name, preset

@@ -1,11 +1,12 @@
 """The receiver's segmentation network: CamVid's eleven classes from a picture of any size.
 
-    frame ─ conv/2 ─ conv/2 ─┬─ blocks 1/8 ─┬─ blocks 1/16, dilated ─(+ picture mean)─ up ─┐
-                             │              └──────────────────────────────────── 1x1 ──(+)─ conv ─ up ─┐
-                             └────────────────────────────────────────────────── 1x1 ──────────────────(+)─ conv ─ logits 1/4
+    frame ─ SqueezeNet 1.1 ─┬─ 1/4 ─┬─ 1/8 ─┬─ 1/16 ─ blocks, dilated ─(+ picture mean)─ up ─┐
+                            │       └─────────────────────────────────────────────── 1x1 ──(+)─ conv ─ up ─┐
+                            └─────────────────────────────────────────────────────── 1x1 ────────────────(+)─ conv ─ logits 1/4
 
-Nearly all arithmetic is at 1/8 and 1/16, where context is; poles and signs are put back at 1/4. A plain residual network of our
-own, trained from random weights by ``semcast train segmenter``.
+The encoder is the trunk of SqueezeNet 1.1 (Iandola et al. 2016). Training starts from its ImageNet weights: few pictures of
+streets are labelled, and what tells a tree from a wall can be learnt from many others. Context is gathered at 1/16; poles and
+signs are put back at 1/4. ``semcast train segmenter`` trains all of it.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from torch import Tensor, nn
 from semcast import checkpoint
 from semcast.errors import WeightsError
 from semcast.goals.base import TaskModelSpec
+from semcast.metrics.perceptual import squeezenet_features
 from semcast.video.datasets import CAMVID_CLASSES, CAMVID_IGNORE
 
 CLASSES = CAMVID_CLASSES[:CAMVID_IGNORE]
 STRIDE = 16
-RGB_MEAN, RGB_STD = (0.40, 0.41, 0.42), (0.30, 0.31, 0.30)  # of CamVid's training pictures
+RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+QUARTER, EIGHTH, SIXTEENTH = 128, 256, 512  # channels of the trunk at these shares of the picture's sides
 
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """Widths and depths.
+    """Widths and depths of what follows the trunk.
 
     Attributes:
-        classes: of the output. stem, quarter, eighth, sixteenth: channels at 1/2, 1/4, 1/8 and 1/16 of the picture's sides.
-        eighth_blocks: residual blocks there. dilations: of the residual blocks at 1/16, one each.
+        classes: of the output. quarter, eighth, sixteenth: channels at 1/4, 1/8 and 1/16 of the picture's sides.
+        dilations: of the residual blocks at 1/16, one each.
     """
 
     classes: int = len(CLASSES)
-    stem: int = 24
-    quarter: int = 32
-    eighth: int = 64
+    quarter: int = 48
+    eighth: int = 96
     sixteenth: int = 128
-    eighth_blocks: int = 2
-    dilations: tuple[int, ...] = (1, 2, 4, 2, 4, 8)
+    dilations: tuple[int, ...] = (1, 2, 4)
 
 
 def conv_bn(inputs: int, outputs: int, size: int = 3, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -66,19 +67,6 @@ class Block(nn.Module):
         return F.relu(x + self.second(F.relu(self.first(x))))
 
 
-class Down(nn.Module):
-    """Half the size: a strided convolution beside a pooled shortcut."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.body = conv_bn(inputs, outputs, stride=2)
-        self.shortcut = conv_bn(inputs, outputs, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C', h/2, w/2)."""
-        return F.relu(self.body(x) + self.shortcut(F.avg_pool2d(x, 2)))
-
-
 def _up(x: Tensor, factor: int = 2) -> Tensor:
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
@@ -100,16 +88,17 @@ class Segmenter(nn.Module):
         self.preset = preset
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(RGB_STD).view(1, 3, 1, 1), persistent=False)
-        self.stem = conv_bn(3, c.stem, stride=2)
-        self.quarter = conv_bn(c.stem, c.quarter, stride=2)
-        self.eighth = nn.Sequential(Down(c.quarter, c.eighth), *(Block(c.eighth) for _ in range(c.eighth_blocks)))
-        self.sixteenth = nn.Sequential(Down(c.eighth, c.sixteenth), *(Block(c.sixteenth, d) for d in c.dilations))
+        self.features = squeezenet_features()
+        # padded at the left here, at the right elsewhere: every size halves, and no level is off by 1/5 of a cell
+        self.features[0] = nn.Conv2d(3, 64, 3, stride=2, padding=1)
+        self.features[5] = nn.MaxPool2d(3, stride=2, padding=1)
+        self.deep = nn.Sequential(conv_bn(SIXTEENTH, c.sixteenth, 1), nn.ReLU(), *(Block(c.sixteenth, d) for d in c.dilations))
         self.context = nn.Sequential(nn.Linear(c.sixteenth, c.eighth), nn.ReLU(), nn.Linear(c.eighth, c.eighth))
         self.from_sixteenth = conv_bn(c.sixteenth, c.eighth, 1)
-        self.from_eighth = conv_bn(c.eighth, c.eighth, 1)
+        self.from_eighth = conv_bn(EIGHTH, c.eighth, 1)
         self.join_eighth = conv_bn(c.eighth, c.eighth)
         self.to_quarter = conv_bn(c.eighth, c.quarter, 1)
-        self.from_quarter = conv_bn(c.quarter, c.quarter, 1)
+        self.from_quarter = conv_bn(QUARTER, c.quarter, 1)
         self.join_quarter = conv_bn(c.quarter, c.quarter)
         self.head = nn.Conv2d(c.quarter, c.classes, 1)
 
@@ -123,9 +112,9 @@ class Segmenter(nn.Module):
         height, width = frames.shape[-2:]
         # edges are repeated, not blackened: a black band is a thing that a driver never sees
         padded = F.pad((frames - self.mean) / self.std, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
-        quarter = F.relu(self.quarter(F.relu(self.stem(padded))))
-        eighth = self.eighth(quarter)
-        return quarter, eighth, self.sixteenth(eighth)
+        quarter = self.features[:5](padded)
+        eighth = self.features[5:8](quarter)
+        return quarter, eighth, self.deep(self.features[8:](eighth))
 
     def decode(self, quarter: Tensor, eighth: Tensor, deep: Tensor) -> Tensor:
         """Logits of the padded picture, from the features of :meth:`encode`."""

@@ -66,7 +66,7 @@ class BlockClasses(nn.Module):
     def __init__(self, classes: int, latents: int = DIMS, rotated: int = 0, floor: float = 3e-4) -> None:
         super().__init__()
         self.classes, self.latents, self.rotated, self.floor = classes, latents, rotated, floor
-        self._order: tuple[tuple[int, int], Tensor] | None = None
+        self._order: tuple[Tensor, Tensor] | None = None
         self.register_buffer("basis", torch.eye(DIMS)[:latents].clone())  # rows: eigenvectors, strongest first
         self.register_buffer("mean", torch.full((DIMS,), 0.5))
         self.register_buffer("std", torch.ones(classes, latents))
@@ -77,11 +77,11 @@ class BlockClasses(nn.Module):
     def analyse(self, frames: Tensor) -> Tensor:
         """(N, 3, H, W), sides multiples of 16 -> (N, L, H / 16, W / 16) KLT coefficients."""
         blocks = F.pixel_unshuffle(frames, BLOCK) - self.mean[:, None, None]
-        return F.conv2d(blocks, self.basis[:, :, None, None])
+        return (self.basis @ blocks.flatten(2)).unflatten(2, blocks.shape[2:])
 
     def synthesise(self, coefficients: Tensor) -> Tensor:
         """The inverse of :meth:`analyse` but for what the basis leaves out: (N, L, h, w) -> (N, 3, 16 h, 16 w)."""
-        blocks = F.conv2d(coefficients, self.basis.T[:, :, None, None]) + self.mean[:, None, None]
+        blocks = (self.basis.T @ coefficients.flatten(2)).unflatten(2, coefficients.shape[2:]) + self.mean[:, None, None]
         return F.pixel_shuffle(blocks, BLOCK)
 
     def classify(self, coefficients: Tensor) -> Tensor:
@@ -124,11 +124,8 @@ class BlockClasses(nn.Module):
 
     def _strongest_first(self) -> Tensor:
         """Indices of (class, coefficient) by falling variance; kept while the statistics stay the same."""
-        if self.std.is_inference():  # made under inference_mode: it has no version that could tell a change
-            return self.std.flatten().argsort(descending=True, stable=True)
-        version = (self.std.data_ptr(), self.std._version)
-        if self._order is None or self._order[0] != version:
-            self._order = (version, self.std.flatten().argsort(descending=True, stable=True))
+        if self._order is None or not torch.equal(self._order[0], self.std):
+            self._order = (self.std.clone(), self.std.flatten().argsort(descending=True, stable=True))
         return self._order[1]
 
     def allocate(self, classes: Tensor, uses: int, snr_db: float) -> Allocation:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from semcast.layers.block_classes import BLOCK, DIMS
 from semcast.layers.blocks import AttentionFeature
 
 
@@ -54,3 +55,40 @@ def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
     return conv
+
+
+class Synthesis(nn.Module):
+    """What a network adds to the linear picture: on the grid of blocks first, then on that of half blocks beside the picture.
+
+    Args:
+        latents: coefficients of a block. classes, embedding: of blocks, and numbers that describe one. width,
+            fine_width: channels on both grids. blocks, fine_blocks: residual blocks on both.
+    """
+
+    def __init__(
+        self, latents: int, classes: int, embedding: int, width: int, blocks: int, fine_width: int, fine_blocks: int
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(classes, embedding)
+        self.trunk = Trunk(latents + embedding, width, blocks)
+        self.expand = nn.Conv2d(width, 4 * fine_width, 1)
+        self.look = nn.Conv2d(DIMS // 4, fine_width, 1)
+        self.fine = nn.ModuleList(ResidualBlock(fine_width) for _ in range(fine_blocks))
+        self.head = zero_conv(fine_width, DIMS // 4)
+
+    def forward(self, halves: Tensor, unit: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+        """Linear picture as half blocks (B, 192, 2 h, 2 w), coefficients at unit variance (B, L, h, w), classes (B, h, w)
+        -> picture (B, 3, 16 h, 16 w)."""
+        features = torch.cat([unit, self.embed(classes).movedim(-1, 1)], 1)
+        fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
+        for block in self.fine:
+            fine = block(fine, conditions.vector)
+        residual = self.head(F.gelu(fine, approximate="tanh"))
+        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
+
+
+def halved(blocks: Tensor) -> Tensor:
+    """Blocks of 16x16 as half blocks: (B, 768, h, w) -> (B, 192, 2 h, 2 w)."""
+    batch, _, h, w = blocks.shape
+    parts = blocks.reshape(batch, 3, 2, BLOCK // 2, 2, BLOCK // 2, h, w).permute(0, 1, 3, 5, 6, 2, 7, 4)
+    return parts.reshape(batch, DIMS // 4, 2 * h, 2 * w)

@@ -121,9 +121,8 @@ def find_squeezenet() -> Path | None:
     return next((place / WEIGHTS_NAME for place in places if (place / WEIGHTS_NAME).is_file()), None)
 
 
-@functools.lru_cache(maxsize=2)
-def load_lpips(path: Path) -> Lpips:
-    """LPIPS with the trunk at ``path`` (safetensors, torchvision's names, fp16 or fp32).
+def load_squeezenet(path: Path) -> nn.Sequential:
+    """The trunk at ``path`` (safetensors, torchvision's names, fp16 or fp32).
 
     Raises:
         WeightsError: the file is no SqueezeNet 1.1.
@@ -138,7 +137,13 @@ def load_lpips(path: Path) -> Lpips:
         features.load_state_dict(state)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise WeightsError(f"{path} does not hold SqueezeNet 1.1 in torchvision's names; fetch {WEIGHTS_NAME} again") from error
-    return Lpips(features, lpips_heads())
+    return features
+
+
+@functools.lru_cache(maxsize=2)
+def load_lpips(path: Path) -> Lpips:
+    """LPIPS with the trunk at ``path``, as of :func:`load_squeezenet`."""
+    return Lpips(load_squeezenet(path), lpips_heads())
 
 
 class LpipsSqueeze(Metric):

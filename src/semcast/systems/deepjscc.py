@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semcast.errors import BudgetError, UnknownNameError
 from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes, side_margin_db
 from semcast.layers.blocks import pad_to
-from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
+from semcast.layers.residual import Conditions, Synthesis, Trunk, halved, zero_conv
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.types import (
     Analog,
@@ -134,33 +133,18 @@ class SmallEncoder(nn.Module):
         return coefficients * gain * torch.exp(scale.clamp(-2, 2)) + shift
 
 
-class SmallDecoder(nn.Module):
-    """Estimates of coefficients -> picture: the inverse KLT, and what a network adds to it.
-
-    The network works on the grid of blocks first, then on half blocks, where it sees the linear picture.
-    """
+class SmallDecoder(Synthesis):
+    """Estimates of coefficients -> picture: the inverse KLT, and what a network adds to it."""
 
     def __init__(self, config: SmallConfig) -> None:
-        super().__init__()
-        L, fine = config.latents, config.fine_width
-        self.embed = nn.Embedding(config.classes, config.embedding)
-        self.synthesis = nn.Conv2d(L, DIMS, 1, bias=False)
-        self.trunk = Trunk(L + config.embedding, config.width, config.decoder_blocks)
-        self.expand = nn.Conv2d(config.width, 4 * fine, 1)
-        self.look = nn.Conv2d(DIMS // 4, fine, 1)
-        self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
-        self.head = zero_conv(fine, DIMS // 4)
+        c = config
+        super().__init__(c.latents, c.classes, c.embedding, c.width, c.decoder_blocks, c.fine_width, c.fine_blocks)
+        self.synthesis = nn.Conv2d(config.latents, DIMS, 1, bias=False)
 
-    def forward(self, estimate: Tensor, std: Tensor, mean: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
+    def decode(self, estimate: Tensor, std: Tensor, mean: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
         """estimate (B, L, h, w), std (L,), mean (768,), classes (B, h, w) -> picture (B, 3, 16 h, 16 w)."""
         linear = self.synthesis(estimate).float() + mean[:, None, None]
-        halves = F.pixel_unshuffle(F.pixel_shuffle(linear, BLOCK), BLOCK // 2)
-        features = torch.cat([estimate / std[:, None, None], self.embed(classes).movedim(-1, 1)], 1)
-        fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
-        for block in self.fine:
-            fine = block(fine, conditions.vector)
-        residual = self.head(F.gelu(fine, approximate="tanh"))
-        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
+        return self(halved(linear), estimate / std[:, None, None], classes, conditions)
 
 
 # -- the system --------------------------------------------------------------------------------------------------------------
@@ -229,7 +213,7 @@ class DeepJscc(System):
         gain, sent = (_grid([plan[i] for plan in plans], classes) for i in (1, 0))
         conditions = self._conditions(snr_db, uses / classes[0].numel(), classes)
         y = self.encoder(coefficients, self.std, gain, classes, conditions)
-        x = _gather(y, sent)
+        x = _gather(y, _places(sent))
         amplitude = x.square().mean(1).clamp_min(1e-9).rsqrt()
         latent = Analog(torch.view_as_complex(x.unflatten(1, (-1, 2)).contiguous()))
         if self.training:
@@ -306,11 +290,13 @@ class DeepJscc(System):
         x, noise_var = rx.equalised()
         # The link's unit power is per complex symbol, the plan's per real component: both are scaled by sqrt(2).
         y, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
-        g, v = _gather(gain, sent) * amplitude, _gather(variance, sent)
-        estimate = _scatter(y * g * v / (g.square() * v + noise), sent)
+        places = _places(sent)
+        g, v = _gather(gain, places) * amplitude, _gather(variance, places)
+        estimate = _scatter(y * g * v / (g.square() * v + noise), places, sent)
         measured_db = -10 * noise_var.log10().mean(1)
         conditions = self._conditions(measured_db, uses / (h * w), classes)
-        return self.decoder(estimate, self.std, self.blocks.mean, classes, conditions)
+        assert isinstance(self.decoder, SmallDecoder)
+        return self.decoder.decode(estimate, self.std, self.blocks.mean, classes, conditions)
 
     def _parse(self, data: bytes | None, h: int, w: int) -> tuple[float, float, Tensor] | None:
         """Told SNR in dB, amplitude and classes (1, h, w) from the packet; None where it was lost or is damaged."""
@@ -366,16 +352,21 @@ def _grid(rows: list[Tensor], classes: Tensor) -> Tensor:
     return torch.stack(rows).reshape(batch, h, w, -1).movedim(-1, 1).to(classes.device)
 
 
-def _gather(grid: Tensor, sent: Tensor) -> Tensor:
-    """The sent entries of (B, L, h, w) as (B, 2 uses), block by block."""
-    return grid.movedim(1, -1)[sent.movedim(1, -1)].reshape(grid.shape[0], -1)
+def _places(sent: Tensor) -> Tensor:
+    """Which entries of (B, L, h, w) are sent, block by block: (B, 2 uses) indices for :func:`_gather` and :func:`_scatter`."""
+    return sent.movedim(1, -1).flatten(1).nonzero()[:, 1].reshape(sent.shape[0], -1)
 
 
-def _scatter(values: Tensor, sent: Tensor) -> Tensor:
-    """The inverse of :func:`_gather`, zero elsewhere."""
-    where = sent.movedim(1, -1)
-    grid = torch.zeros(where.shape, dtype=values.dtype, device=values.device)
-    return grid.masked_scatter(where, values).movedim(-1, 1)
+def _gather(grid: Tensor, places: Tensor) -> Tensor:
+    """The sent entries of (B, L, h, w) as (B, 2 uses)."""
+    return grid.movedim(1, -1).flatten(1).gather(1, places)
+
+
+def _scatter(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`_gather`, zero elsewhere: (B, 2 uses) -> the shape of ``like``."""
+    batch, depth, h, w = like.shape
+    rows = values.new_zeros(batch, h * w * depth).scatter(1, places, values)
+    return rows.reshape(batch, h, w, depth).movedim(-1, 1)
 
 
 def reference_mse(snr_db: Tensor, cbr: float) -> Tensor:

@@ -145,11 +145,11 @@ def _nearest(labels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 def _coloured(crop: Tensor, rng: random.Random) -> Tensor:
     """Another light: gamma, contrast, saturation, brightness, a tint."""
-    crop = crop.clamp(1e-4, 1) ** math.exp(rng.uniform(-0.35, 0.35))
+    crop = crop.clamp(1e-4, 1) ** math.exp(rng.uniform(-0.45, 0.45))
     grey = crop.mean(0, keepdim=True)
-    crop = grey + (crop - grey) * rng.uniform(0.6, 1.4)
-    tint = torch.tensor([rng.uniform(0.92, 1.08) for _ in range(3)]).view(3, 1, 1)
-    return (crop - 0.45) * rng.uniform(0.75, 1.25) * tint + 0.45 + rng.uniform(-0.08, 0.08)
+    crop = grey + (crop - grey) * rng.uniform(0.4, 1.6)
+    tint = torch.tensor([rng.uniform(0.88, 1.12) for _ in range(3)]).view(3, 1, 1)
+    return (crop - 0.45) * rng.uniform(0.7, 1.3) * tint + 0.45 + rng.uniform(-0.1, 0.1)
 
 
 def _spoiled(crop: Tensor, rng: random.Random, generator: torch.Generator) -> Tensor:

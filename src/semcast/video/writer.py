@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-SUFFIXES = (".mp4", ".mkv", ".y4m")
+SUFFIXES = (".mp4", ".mkv", ".y4m", ".png")
+_FORMATS = {".y4m": "yuv4mpegpipe", ".png": "image2"}
 NEAR_LOSSLESS_CRF = 10.0  # x264: about 50 dB, so that the file shows the radio's damage and not its own
 _COLOUR_TAGS = {"bt601": 6, "bt709": 1}
 
@@ -34,15 +35,16 @@ class VideoWriter:
     """Write frames one by one; close it, or use it as a context.
 
     ``.mp4`` and ``.mkv`` hold H.264, 4:2:0 where both sides are even and 4:4:4 where one is odd (4:2:0 cannot keep those);
-    ``.y4m`` holds raw 8-bit 4:2:0. The file appears with the first frame.
+    ``.y4m`` holds raw 8-bit 4:2:0; ``.png`` one frame, exactly. The file appears with the first frame.
 
     Args:
-        path: ends in .mp4, .mkv or .y4m.
+        path: ends in .mp4, .mkv, .y4m or .png.
         width, height: of every frame, in pixels. fps: frames per second.
         lossless: every 8-bit RGB value comes back: FFV1 in .mkv, H.264 RGB in .mp4; .y4m has no RGB.
-        crf: x264's constant rate factor, smaller is better; ignored by .y4m.
+        crf: x264's constant rate factor, smaller is better; ignored by .y4m and .png.
     Raises:
-        SpecError: another suffix, a rate that is no rate. VideoError: the file cannot be written, a frame of another size.
+        SpecError: another suffix, a rate that is no rate. VideoError: the file cannot be written, a frame of another size, a
+            second frame for a .png.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class VideoWriter:
         self._container: OutputContainer | None = None
         self._stream: VideoStream | None = None
         if self.path.suffix.lower() not in SUFFIXES:
-            raise SpecError(f"{path}: a video is written as {', '.join(SUFFIXES)}; choose one of these endings")
+            raise SpecError(f"{path}: frames are written as {', '.join(SUFFIXES)}; choose one of these endings")
         if lossless and self.path.suffix.lower() == ".y4m":
             raise SpecError(f"{path}: y4m holds no RGB, so it is not lossless; write .mkv instead")
         if not 1e-3 <= fps < 10_000:
@@ -81,13 +83,20 @@ class VideoWriter:
         codec, pix_fmt, options = "libx264", "yuv420p" if even else "yuv444p", {"crf": f"{self.crf:g}", "preset": "veryfast"}
         if suffix == ".y4m":
             codec, pix_fmt, options = "rawvideo", "yuv420p", {}
+        elif suffix == ".png":
+            codec, pix_fmt, options = "png", "rgb24", {}
         elif self.lossless and suffix == ".mkv":
             codec, pix_fmt, options = "ffv1", "bgr0", {"level": "3", "g": "1"}
         elif self.lossless:
             codec, pix_fmt, options = "libx264rgb", "rgb24", {"qp": "0", "preset": "veryfast"}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            container = av.open(f"file:{self.path}", "w", format="yuv4mpegpipe" if suffix == ".y4m" else None)
+            container = av.open(
+                f"file:{self.path}",
+                "w",
+                format=_FORMATS.get(suffix),
+                container_options={"update": "1"} if suffix == ".png" else {},
+            )
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{self.path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
         stream = cast("VideoStream", container.add_stream(codec, rate=exact_rate(self.fps), options=options))
@@ -106,6 +115,8 @@ class VideoWriter:
             if (frame.shape[-1], frame.shape[-2]) != self.size or frame.shape[0] != 3:
                 shape = (3, self.size[1], self.size[0])
                 raise VideoError(f"{self.path}: frame {self.frames_written} is {tuple(frame.shape)}, expected {shape}")
+            if self.frames_written and self.path.suffix.lower() == ".png":
+                raise VideoError(f"{self.path}: a .png holds one frame; write a video as .mp4, .mkv or .y4m")
             if self._container is None or self._stream is None:
                 self._container, self._stream = self._open()
             wanted = self._stream.pix_fmt or "yuv420p"

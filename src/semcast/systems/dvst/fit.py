@@ -103,7 +103,10 @@ def _key(
     fmt = Format(clip.shape[-2], clip.shape[-1], cbr=budget.cbr)
     state = TxState(fmt, system.key.start(fmt, "tx"), system.key.start(fmt, "rx"))
     rate = SideRate(budget, budget.robust_mcs(system.config.side_margin_db))
-    uses = round(share * budget.uses) if share else system.key_share(clip, budget, csi, told, rate, state)
+    if share:
+        uses = round(share * budget.uses)
+    else:
+        uses = system.key_share(clip, system.samples(clip), budget, csi, told, rate, state)
     granted = replace(budget, uses=uses, nominal_uses=uses)
     generator = torch.Generator().manual_seed(0)
     payload, _, _ = system.key.eval().encode(Step(clip[None, :1]), state.key, csi, granted, generator=generator)
@@ -118,4 +121,4 @@ def _first_difference(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget,
 
 def _runs(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget) -> list[list[Coded]]:
     reference, left, told, rate, state = _key(system, clip, csi, budget, None)
-    return system.encode_group(clip, reference, left, told, rate, state)
+    return system.encode_group(clip, system.samples(clip), reference, left, told, rate, state)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -107,6 +107,14 @@ class Synthesis(nn.Module):
         return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
 
 
+class Sample(NamedTuple):
+    """A P-frame that demand is estimated from: vectors (h, w, 2), their bits, and what they leave (1, 3, H, W)."""
+
+    field: Tensor
+    bits: float
+    difference: Tensor
+
+
 @dataclass
 class TxState:
     """The transmitter's own: session header, key-frame states of both kinds, and by how much the first price was wrong."""
@@ -128,6 +136,8 @@ class RxState:
 
 LEAST_KEY_SHARE, MOST_KEY_SHARE = 0.1, 0.9
 """Of a group's channel uses, for its I-frame."""
+SAMPLED = 200
+"""Blocks of a frame that its demand is estimated from, or up to twice as many."""
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
 
@@ -190,7 +200,8 @@ class DvstSmall(System):
         told = round(max(-60.0, min(60.0, float(csi.spread_snr_db.mean()))))
         count = len(frames)
         rate = SideRate(budget, budget.robust_mcs(self.config.side_margin_db))
-        key_uses = self.key_share(frames, budget, csi, told, rate, state)
+        samples = self.samples(frames)
+        key_uses = self.key_share(frames, samples, budget, csi, told, rate, state)
         first = Step(step.frames[:, :1], index=step.index, last=step.last)
         key_budget = replace(budget, uses=key_uses, nominal_uses=key_uses)
         try:
@@ -204,7 +215,7 @@ class DvstSmall(System):
         if count == 1:
             return streams, state, aux
         reference = self.key_reference(payload, state, told, generator)
-        runs = self.encode_group(frames, reference, budget.uses - key_uses, told, rate, state)
+        runs = self.encode_group(frames, samples, reference, budget.uses - key_uses, told, rate, state)
         symbols = torch.cat([coded.symbols for run in runs for coded in run] or [torch.zeros(0)])
         packets, at = [], 0
         for run in runs:
@@ -219,11 +230,18 @@ class DvstSmall(System):
         return encode_run([(coded.motion, coded.classes.numpy()) for coded in run], self.tables)
 
     def encode_group(
-        self, frames: Tensor, reference: Tensor, uses: int, told: int, rate: SideRate, state: TxState
+        self,
+        frames: Tensor,
+        samples: list[Sample],
+        reference: Tensor,
+        uses: int,
+        told: int,
+        rate: SideRate,
+        state: TxState,
     ) -> list[list[Coded]]:
         """P-frames in runs, within a number of channel uses; a run that there is nothing left for is empty."""
         count = len(frames)
-        price = max(-128, min(127, self._price(frames, reference, uses, told, rate) + state.bias))
+        price = max(-128, min(127, self._price(frames, samples, reference, uses, told, rate) + state.bias))
         opening, spent, runs = price, 0, []
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
@@ -308,58 +326,68 @@ class DvstSmall(System):
         context: Tensor = spatial_context(self.group[left], self.group[up])
         return context
 
-    def _samples(self, frames: Tensor, error: Tensor, told: int, rate: SideRate) -> list[tuple[Tensor, Tensor, float]]:
-        """A few P-frames against what comes before them plus an error: rows, energies and bits of motion."""
+    def samples(self, frames: Tensor) -> list[Sample]:
+        """A few P-frames of a group (T, 3, H, W) against what comes before them."""
         count = len(frames)
-        samples = []
-        for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)}):
-            reference = frames[index - 1] + error
-            motion = block_motion.estimate(frames[index], reference, self.tables.motion, bit_price=0.02)
-            context = block_motion.compensate(reference[None], motion.field()[None])
-            rows = self.code.blocks.analyse(frames[index][None] - context)[0].flatten(1).T
-            bits = block_motion.bits_of(motion, self.tables.motion)
-            samples.append((rows, self.code.blocks.energies(rows), bits))
-        return samples
+        taken = []
+        for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)} if count > 1 else ()):
+            motion = block_motion.estimate(frames[index], frames[index - 1], self.tables.motion, bit_price=0.02)
+            difference = frames[index][None] - block_motion.compensate(frames[index - 1][None], motion.field()[None])
+            taken.append(Sample(motion.field(), block_motion.bits_of(motion, self.tables.motion), difference))
+        return taken
 
-    def _wanted(self, samples: list[tuple[Tensor, Tensor, float]], price: int, told: int, rate: SideRate) -> float:
-        """Channel uses of a P-frame at a price, about."""
-        total = 0.0
-        for rows, energies, motion_bits in samples:
-            uses, bits = self.code.demand(rows, energies, price, told, rate.bits_per_use)
-            total += uses / 2 + (bits + motion_bits) / rate.bits_per_use
-        return total / len(samples)
+    def _wanted(self, samples: list[Sample], error: Tensor | None, told: int, rate: SideRate) -> Callable[[int], float]:
+        """Channel uses of a P-frame at a price, about, where references err by ``error`` (3, H, W)."""
+        seen = []
+        for sample in samples:
+            difference = sample.difference
+            if error is not None:
+                difference = difference - block_motion.compensate(error[None], sample.field[None])
+            rows = self.code.blocks.analyse(difference)[0].flatten(1).T
+            step = max(1, len(rows) // SAMPLED)
+            part = rows[::step]
+            seen.append((part, self.code.blocks.energies(part), len(rows) / len(part), sample.bits))
 
-    def key_share(self, frames: Tensor, budget: Budget, csi: Csi, told: int, rate: SideRate, state: TxState) -> int:
+        def wanted(price: int) -> float:
+            total = 0.0
+            for rows, energies, times, motion_bits in seen:
+                uses, bits = self.code.demand(rows, energies, price, told, rate.bits_per_use)
+                total += times * (uses / 2 + bits / rate.bits_per_use) + motion_bits / rate.bits_per_use
+            return total / len(seen)
+
+        return wanted
+
+    def key_share(
+        self, frames: Tensor, samples: list[Sample], budget: Budget, csi: Csi, told: int, rate: SideRate, state: TxState
+    ) -> int:
         """Channel uses of the I-frame: such that P-frames at a price that is higher by ``key_offset_db`` take the others."""
         count = len(frames)
         if count == 1:
             return budget.uses
-        samples = self._samples(frames, torch.zeros_like(frames[0]), told, rate)
+        wanted = self._wanted(samples, None, told, rate)
+        price_of: Callable[[Budget], int] = self.key.prices(frames[:1], csi)  # type: ignore[operator]
         offset = self.config.key_offset_db * math.log2(count) * STEPS_PER_DB + state.bias
         low, high = LEAST_KEY_SHARE, MOST_KEY_SHARE
         uses = budget.uses
         for _ in range(6):
             share = math.sqrt(low * high)
             uses = round(share * budget.uses)
-            granted = replace(budget, uses=uses, nominal_uses=uses)
-            price = round(self.key.price(frames[:1], csi, granted) + offset)  # type: ignore[operator]
-            if uses + (count - 1) * self._wanted(samples, price, told, rate) > budget.uses:
+            price = round(price_of(replace(budget, uses=uses, nominal_uses=uses)) + offset)
+            if uses + (count - 1) * wanted(price) > budget.uses:
                 high = share  # what such a price asks for is too much: less for the I-frame raises it
             else:
                 low = share
         return uses
 
-    def _price(self, frames: Tensor, reference: Tensor, uses: int, told: int, rate: SideRate) -> int:
+    def _price(self, frames: Tensor, samples: list[Sample], reference: Tensor, uses: int, told: int, rate: SideRate) -> int:
         """Price at which P-frames take ``uses`` together, about."""
         # References of P-frames err more than the I-frame does, the more so the dearer their channel uses are.
         more = 10 ** (0.7 * self.config.key_offset_db * math.log2(len(frames)) / 20)
-        samples = self._samples(frames, more * (reference - frames[0]), told, rate)
+        wanted = self._wanted(samples, more * (reference - frames[0]), told, rate)
         low, high = -128, 60
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (
-                (middle, high) if (len(frames) - 1) * self._wanted(samples, middle, told, rate) > uses else (low, middle)
-            )
+            low, high = (middle, high) if (len(frames) - 1) * wanted(middle) > uses else (low, middle)
         return high
 
     def key_reference(self, payload: Payload, state: TxState, told: int, generator: torch.Generator) -> Tensor:

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from semcast.errors import BudgetError
-from semcast.layers.block_classes import BLOCK, DIMS, decode_classes, encode_classes, side_margin_db
+from semcast.layers.block_classes import BLOCK, decode_classes, encode_classes, side_margin_db
 from semcast.layers.block_code import BlockCode, joined
 from semcast.layers.blocks import pad_to
-from semcast.layers.residual import Conditions, ResidualBlock, Trunk, zero_conv
+from semcast.layers.residual import Conditions, Synthesis
 from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.systems.base import Side, System
@@ -69,30 +69,6 @@ class SmallConfig:
     embedding: int = 16
 
 
-class Synthesis(nn.Module):
-    """g_s: estimates of coefficients -> picture, on the grid of blocks first, then on half blocks beside the linear picture."""
-
-    def __init__(self, config: SmallConfig) -> None:
-        super().__init__()
-        L, fine = config.latents, config.fine_width
-        self.embed = nn.Embedding(config.classes, config.embedding)
-        self.trunk = Trunk(L + config.embedding, config.width, config.decoder_blocks)
-        self.expand = nn.Conv2d(config.width, 4 * fine, 1)
-        self.look = nn.Conv2d(DIMS // 4, fine, 1)
-        self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
-        self.head = zero_conv(fine, DIMS // 4)
-
-    def forward(self, linear: Tensor, unit: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        """Linear picture (B, 3, 16 h, 16 w), y_hat at unit variance (B, L, h, w), classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
-        halves = F.pixel_unshuffle(linear, BLOCK // 2)
-        features = torch.cat([unit, self.embed(classes).movedim(-1, 1)], 1)
-        fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
-        for block in self.fine:
-            fine = block(fine, conditions.vector)
-        residual = self.head(F.gelu(fine, approximate="tanh"))
-        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
-
-
 class State(NamedTuple):
     """One side: the session header, and at the receiver the last frame, which a lost packet freezes."""
 
@@ -115,7 +91,15 @@ class NtsccSmall(System):
         self.config = config
         self.code = BlockCode(config.classes, config.latents, config.rotated)
         self.register_buffer("std", torch.ones(config.latents))
-        self.g_s = Synthesis(config)
+        self.g_s = Synthesis(
+            config.latents,
+            config.classes,
+            config.embedding,
+            config.width,
+            config.decoder_blocks,
+            config.fine_width,
+            config.fine_blocks,
+        )
 
     std: Tensor
 
@@ -167,14 +151,17 @@ class NtsccSmall(System):
         return {"hyperprior": Digital([[Packet(data, mcs=mcs)]]), "latent": latent}, state, {}
 
     @torch.no_grad()
-    def price(self, frames: Tensor, csi: Csi, budget: Budget) -> int:
-        """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes this budget, about."""
+    def prices(self, frames: Tensor, csi: Csi) -> Callable[[Budget], int]:
+        """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes a budget, about."""
         told = float(csi.spread_snr_db.mean().round())
-        y = self.code.blocks.analyse(pad_to(frames, BLOCK))[0]
-        likely = self.code.blocks.classify(y[None])[0]
+        likely = self.code.blocks.classify(self.code.blocks.analyse(pad_to(frames, BLOCK)))[0]
         size = round(self.code.blocks.class_bits(likely.numpy()) * 0.8 / 8)
-        uses = budget.uses - budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
-        return self.code.allocate(likely.flatten(), max(uses, 32), told).price
+
+        def price(budget: Budget) -> int:
+            side = budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
+            return self.code.allocate(likely.flatten(), max(budget.uses - side, 32), told).price
+
+        return price
 
     # -- receiver --------------------------------------------------------------------------------------------------------
 
@@ -223,7 +210,8 @@ class NtsccSmall(System):
         conditions = self._conditions(measured_db, uses / (h * w), classes)
         with torch.autocast("cpu", enabled=False):
             linear = self.code.blocks.synthesise(y_hat)
-        picture: Tensor = self.g_s(linear, y_hat / self.std[:, None, None], classes, conditions)
+        halves = F.pixel_unshuffle(linear, BLOCK // 2)
+        picture: Tensor = self.g_s(halves, y_hat / self.std[:, None, None], classes, conditions)
         return picture
 
     def _conditions(self, snr_db: Tensor, uses_per_block: float, classes: Tensor) -> Conditions:
