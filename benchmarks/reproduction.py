@@ -14,6 +14,7 @@ from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
+from sematt_numbers import sematt_numbers
 from study_numbers import (
     agreement,
     agreement_table,
@@ -108,13 +109,15 @@ class Figure(_Data):
 
 
 class Card(_Data):
-    """One paper. ``aims`` are what we ask beyond it; ``tables`` maps a heading to the name of a table."""
+    """One paper. ``aims`` are what we ask beyond it; ``tables`` maps a heading to the name of a table; ``study`` is the command
+    that measures a part."""
 
     title: str
     intro: str
     figures: tuple[Figure, ...]
     aims: tuple[Check, ...] = ()
     tables: dict[str, str] = {}
+    study: str = "python benchmarks/dvst_study.py {part} --out out/dvst"
 
 
 def status(marks: Sequence[int | None]) -> str:
@@ -156,7 +159,7 @@ def render(card: Card, values: Mapping[str, float | None], tables: Mapping[str, 
     for figure in card.figures:
         parts += [f"## {figure.name}", f"**The paper:** {figure.statement}"]
         if figure.part:
-            parts.append(f"```sh\npython benchmarks/dvst_study.py {figure.part} --out out/dvst\n```")
+            parts.append(f"```sh\n{card.study.format(part=figure.part)}\n```")
         lines = [[c.what, number(values[c.value], c.unit), c.bounds()] for c in figure.checks]
         parts.append(table(["check", "ours", "bounds: reproduced; partly"], lines))
         parts.append(f"**Status: {states[figure.name]}.** {explain(figure, values)}")
@@ -265,10 +268,15 @@ def ntscc_numbers(folder: Path) -> tuple[Values, Tables, str]:
     return values, tables, weights_note(rows)
 
 
+NUMBERS = {"dvst": dvst_numbers, "ntscc": ntscc_numbers, "sematt-jscc": sematt_numbers}
+
+
+def make_card(name: str, folder: Path) -> str:
+    """A card's Markdown, from what was measured into a folder."""
+    text = (Path(__file__).parent / "cards" / f"{name}.yaml").read_text(encoding="utf-8")
+    return render(Card.model_validate(yaml.safe_load(text)), *NUMBERS[name](folder))
+
+
 def cards(folder: Path) -> dict[str, str]:
-    """Name of a card -> its Markdown, from the rows in a folder."""
-    out = {}
-    for name, numbers in (("dvst", dvst_numbers), ("ntscc", ntscc_numbers)):
-        text = (Path(__file__).parent / "cards" / f"{name}.yaml").read_text(encoding="utf-8")
-        out[name] = render(Card.model_validate(yaml.safe_load(text)), *numbers(folder))
-    return out
+    """Name of a card -> its Markdown, from the rows that the study of NTSCC and DVST keeps in a folder."""
+    return {name: make_card(name, folder) for name in ("dvst", "ntscc")}

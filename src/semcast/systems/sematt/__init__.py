@@ -23,6 +23,7 @@ DYNAMIC: dict[str, SmallConfig | PaperConfig] = {
 }
 SEMATT: dict[str, SmallConfig | PaperConfig] = {
     "small": SmallConfig(extra="attention", classes=12),
+    "no-attention": SmallConfig(classes=12),  # what the closed form alone makes of maps
     "paper": PaperConfig(extra="attention"),
 }
 

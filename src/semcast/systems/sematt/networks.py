@@ -39,6 +39,11 @@ class PaperConfig:
     blocks: int = 2
     classes: int = 34
 
+    @property
+    def sends_maps(self) -> bool:
+        """Whether anything reads them."""
+        return self.extra == "attention"
+
 
 class SNRMod(nn.Module):
     """Channels scaled and shifted by what their means and the channel state say, as DynamicJSCC does.

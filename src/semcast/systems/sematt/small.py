@@ -46,6 +46,11 @@ class SmallConfig:
     decoder_blocks: int = 3
     classes: int = 1
 
+    @property
+    def sends_maps(self) -> bool:
+        """Whether there are classes to tell."""
+        return self.classes > 1
+
 
 class ClosedForm(nn.Module):
     """The linear code that training starts from: KLT, water-filling, LMMSE, given the classes of the cells.

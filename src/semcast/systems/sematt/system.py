@@ -71,7 +71,7 @@ class SemAttSystem(System):
         self.code: PaperCode | SmallCode = PaperCode(config) if isinstance(config, PaperConfig) else SmallCode(config)
         self.map_mcs: str | None = None
         self.coder: MapCoder | None = None
-        if config.extra == "attention":
+        if config.sends_maps:
             self.maps = "predicted"
             self.free_streams = frozenset({"map"})
             self.coder = MapCoder(config.classes)
@@ -208,3 +208,21 @@ class SemAttSystem(System):
         mse = (result.decoded.frames - result.step.frames).square().flatten(1).mean(1)  # eq. (7)
         psnr_db = -10 * torch.log10(mse.detach() + 1e-10)
         return {"loss": 100 * mse.mean(), "psnr_rgb_db": psnr_db.mean()}
+
+# Departures from the papers
+# - paper: batch normalisation behind the convolutions, a first kernel of 7, a last one of 5, nearest-neighbour upsampling: figs. 1
+#   and 2 do not say, and this is what gives the stated parameters and GFLOPs. "Baseline + convolutions" is one more residual
+#   block in the place of every SemAtt; the source does not say what reference [7] adds.
+# - E and Var of eq. (5) are those of the picture's region, as printed. A region's mean and scale do not survive that in preset
+#   paper. In small they do: the closed form carries them past the blocks.
+# - A is not multiplied out; the count of operations is that of sums over regions.
+# - small: a closed-form code that blocks learn to add to, which knows means and variances of classes in the training pictures.
+#   Symbols come in 16x16 blocks, maps and blocks work on cells of 8x8 pixels; one block in E_C, three in D_C; no normalisation
+#   but SemAtt's; SNRMod also sees the rate. One checkpoint for all rates: K follows from the budget.
+# - small: told SNR and amplitude are sent and charged; the paper leaves the networks to guess what normalisation takes away.
+# - Maps are charged unless the study says otherwise. What packets take comes off the last of the K channels.
+# - Maps go by adaptive modulation and coding; 4-QAM at rate 1/3, the paper's, is ``map_mcs = "qpsk-1/3"``.
+# - A lost map is replaced by the unknown class everywhere, which 3 % of the maps in training are.
+# - Training draws rates besides SNRs, takes crops of 192x192, and goes by a cosine instead of early stopping.
+# - DynamicJSCC is the baseline that the paper makes of it: without its adaptive rate.
+# - Non-key frames (vid2vid) are not there: every frame is a key frame.
