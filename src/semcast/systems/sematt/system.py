@@ -210,7 +210,7 @@ class SemAttSystem(System):
         return {"loss": 100 * mse.mean(), "psnr_rgb_db": psnr_db.mean()}
 
 # Departures from the papers
-# - paper: batch normalisation behind the convolutions, a first kernel of 7, a last one of 5, nearest-neighbour upsampling: figs.
+# - paper: batch normalisation behind convolutions, a first kernel of 7, a last one of 5, nearest-neighbour upsampling: figs.
 #   1 and 2 do not say, and this is what gives the stated parameters and GFLOPs. "Baseline + convolutions" is one more residual
 #   block in the place of every SemAtt; the source does not say what reference [7] adds.
 # - E and Var of eq. (5) are those of the picture's region, as printed. A region's mean and scale do not survive that in preset
