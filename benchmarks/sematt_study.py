@@ -101,9 +101,10 @@ def radios(given: argparse.Namespace, rates: Sequence[float]) -> list[Radio]:
 
 def jscc(given: argparse.Namespace) -> None:
     """Both codes, true maps: free, then charged."""
-    shelf = Shelf(given.out, "jscc")
-    for free in (True, False):
-        measure(codes(given), pictures(given), radios(given, [RATES[r] for r in given.rates]), shelf, free=free)
+    shelf, systems, links = Shelf(given.out, "jscc"), codes(given), radios(given, [RATES[r] for r in given.rates])
+    for clip in pictures(given):
+        for free in (True, False):
+            measure(systems, [clip], links, shelf, free=free)
 
 
 def maps(given: argparse.Namespace) -> None:
@@ -125,13 +126,12 @@ def digital(given: argparse.Namespace) -> None:
 
 def seeds(given: argparse.Namespace) -> None:
     """Both codes from several trainings (`--weights RUN` for each), true maps, free and charged, R = 1/12."""
-    shelf = Shelf(given.out, "seeds")
-    clips, links = pictures(given), radios(given, [RATES["1/12"]])
-    for folder in given.weights:
-        name = next(code for code in CODES if Path(folder).name.endswith(code))
-        loaded = load_system(name, weights=_checkpoint(folder), maps="truth")
+    shelf, links = Shelf(given.out, "seeds"), radios(given, [RATES["1/12"]])
+    names = [next(code for code in CODES if Path(folder).name.endswith(code)) for folder in given.weights]
+    systems = [load_system(n, weights=_checkpoint(f), maps="truth") for n, f in zip(names, given.weights, strict=True)]
+    for clip in pictures(given):
         for free in (True, False):
-            measure([loaded], clips, links, shelf, free=free)
+            measure(systems, [clip], links, shelf, free=free)
 
 
 def coders(given: argparse.Namespace) -> None:
@@ -145,7 +145,9 @@ def coders(given: argparse.Namespace) -> None:
         coder = MapCoder(classes)
         coder.fit(class_map(train, cell, 16, classes))
         for source in ("truth", "predicted"):
-            labels = torch.stack([one if source == "truth" else predict(shipped_segmenter(), frame) for frame, one in tests])
+            labels = torch.stack(
+                [one if source == "truth" else predict(shipped_segmenter(), frame[None])[0] for frame, one in tests]
+            )
             found = [coder.candidates(one) for one in class_map(labels, cell, 16, classes).numpy()]
             sizes = {name: sum(len(one[name]) for one in found) / len(found) for name in CODERS}
             entries.append({"cell": cell, "maps": source, "pictures": len(found), **sizes})
