@@ -32,7 +32,16 @@ from semcast.studies.session import Radio, load_system, send_clip
 from semcast.systems import SYSTEMS
 from semcast.video.io import open_clips
 
-SYSTEMS_FUZZED = ("linear-jscc", "freeze", "jpeg-ldpc", "mjpeg-ldpc", "h264-ldpc", "h265-ldpc", "deepjscc:small")
+SYSTEMS_FUZZED = (
+    "linear-jscc",
+    "freeze",
+    "jpeg-ldpc",
+    "mjpeg-ldpc",
+    "h264-ldpc",
+    "h265-ldpc",
+    "deepjscc:small",
+    "sematt-jscc:small",
+)
 SIZES = ((64, 64), (96, 80))
 GROWTH_MAX_MB = 700  # resident memory over that of the untouched files
 SECONDS_MAX = 60.0
