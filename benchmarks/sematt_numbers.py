@@ -29,9 +29,10 @@ def together(rows: Sequence[Row], key: str) -> float | None:
 
 def label(row: Row) -> str:
     """System, where its maps are from, and who pays for them."""
+    name = f"`{row.system if row.preset in ('small', 'default', None) else row.name}`"
     if not row.maps:
-        return f"`{row.system}`"
-    return f"`{row.system}`, {row.maps} maps {'free' if row.assumed_free_uses else 'counted'}"
+        return name
+    return f"{name}, {row.maps} maps {'free' if row.assumed_free_uses else 'counted'}"
 
 
 def pick(rows: Sequence[Row], system: str, snr_db: float, cbr: float = LOWER, *, free: bool = False) -> list[Row]:
@@ -130,7 +131,7 @@ def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
     """Values, tables and note that `cards/sematt-jscc.yaml` names."""
     import reproduction
 
-    rows, maps, digital, seeds = (part_rows(folder, part) for part in ("jscc", "maps", "digital", "seeds"))
+    rows, maps, digital, seeds, ablation = (part_rows(folder, p) for p in ("jscc", "maps", "digital", "seeds", "ablation"))
     cliffs = {
         path.stem: part_rows(folder, path.stem) for path in sorted(folder.glob("cliff-*.json")) if "left" not in path.stem
     }
@@ -162,7 +163,7 @@ def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
     for name in ("lpips_squeeze free at 0", "miou free at 5", "psnr_rgb_db free at 0"):
         values.setdefault(f"seeds {name}", None)
     tables = {
-        "1/12": measures_table([*rows, *maps]),
+        "1/12": measures_table([*rows, *ablation, *maps]),
         "1/6": measures_table(rows, HIGHER),
         "digital": measures_table([*(row for row in rows if not row.assumed_free_uses), *digital]),
         "seeds": seeded,

@@ -4,8 +4,9 @@
     python benchmarks/sematt_study.py card --out out/sematt                  # docs/reproduction/sematt-jscc.md from the rows
 
 `jscc` is figs. 3 to 6 (both codes, true maps, free and charged), `maps` the same code with the segmenter's maps, `digital` the
-chains of figs. 7 and 8 (adaptive, and fixed schemes for the cliff), `seeds` the order of both codes over trainings, `coders`
-what maps cost, `complexity` Table I. What is there already is not measured again. Networks compute in fp32.
+chains of figs. 7 and 8 (adaptive, and fixed schemes for the cliff), `seeds` the order of both codes over trainings, `ablation`
+maps without SemAtt, `coders` what maps cost, `complexity` Table I. What is there already is not measured again. Networks
+compute in fp32.
 """
 
 from __future__ import annotations
@@ -134,6 +135,12 @@ def seeds(given: argparse.Namespace) -> None:
             measure(systems, [clip], links, shelf, free=free)
 
 
+def ablation(given: argparse.Namespace) -> None:
+    """The small network that knows true maps but has no SemAtt (`--weights RUN`), maps free, R = 1/12."""
+    loaded = load_system("sematt-jscc:no-attention", weights=_checkpoint(given.weights[0]), maps="truth")
+    measure([loaded], pictures(given), radios(given, [RATES["1/12"]]), Shelf(given.out, "ablation"), free=True)
+
+
 def coders(given: argparse.Namespace) -> None:
     """Bytes of true and of predicted maps by every coder, on grids of 4, 8 and 16 pixels; tables from the training part."""
     classes = SEMATT["small"].classes
@@ -199,7 +206,8 @@ def card(given: argparse.Namespace) -> None:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "jscc": jscc, "maps": maps, "digital": digital, "seeds": seeds, "coders": coders, "complexity": complexity, "card": card,
+    "jscc": jscc, "maps": maps, "digital": digital, "seeds": seeds, "ablation": ablation,
+    "coders": coders, "complexity": complexity, "card": card,
 }  # fmt: skip
 
 
