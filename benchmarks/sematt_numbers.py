@@ -74,30 +74,24 @@ def best(values: Sequence[float | None], which: Callable[[list[float]], float]) 
     return which(known) if known else None
 
 
-def seed_table(rows: Sequence[Row]) -> tuple[str, dict[str, float | None]]:
-    """Gains of SemAttJSCC over trainings, means with 95 % intervals; and the gains at 0 dB by name.
-
-    Rows of several weights of either system are taken in the order in which they were measured: the first with the first.
-    """
+def seed_table(trainings: Sequence[Sequence[Row]]) -> tuple[str, dict[str, float | None]]:
+    """Gains of SemAttJSCC over trainings of both, means with 95 % intervals; and the means by name."""
     lines: list[list[str]] = []
     values: dict[str, float | None] = {}
-    weights = {name: list(dict.fromkeys(row.weights for row in rows if row.system == name)) for name in (SEMATT, DYNAMIC)}
+    at = snrs([row for rows in trainings for row in rows])
     for free in (True, False):
-        for key, name, digits in MEASURES:
+        for key, name, _ in MEASURES:
             cells = []
-            for snr in snrs(rows):
-                gains = []
-                for ours, theirs in zip(weights[SEMATT], weights[DYNAMIC], strict=False):
-                    of = [row for row in rows if row.weights in (ours, theirs)]
-                    gains.append(gain_percent(of, key, snr, free=free))
-                known = [gain for gain in gains if gain is not None]
-                values[f"{key} {'free' if free else 'paid'} at {snr:g}"] = average(known)
-                interval = mean_interval(known) if known else None
-                half = "" if interval is None or len(known) < 2 else f" ± {(interval.high - interval.low) / 2:.{digits}f}"
-                cells.append("–" if interval is None else f"{interval.mean:+.{digits}f}{half}")
+            for snr in at:
+                found = [gain_percent(rows, key, snr, free=free) for rows in trainings]
+                gains = [gain for gain in found if gain is not None]
+                values[f"{key} {'free' if free else 'paid'} at {snr:g}"] = average(gains)
+                interval = mean_interval(gains) if gains else None
+                half = "" if interval is None or interval.low is None else f" ± {interval.mean - interval.low:.2f}"
+                cells.append("–" if interval is None else f"{interval.mean:+.2f}{half}")
             unit = "points" if key == "miou" else "%"
             lines.append([name.partition(",")[0] + f", {unit}", "free" if free else "counted", *cells])
-    return table(["gain over `dynamicjscc`", "maps", *(f"{snr:g} dB" for snr in snrs(rows))], lines), values
+    return table(["gain over `dynamicjscc`", "maps", *(f"{snr:g} dB" for snr in at)], lines), values
 
 
 def coder_table(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -127,14 +121,18 @@ def largest_fall(rows: Sequence[Row], key: str) -> float | None:
     return best(falls, max)
 
 
+def parts_of(folder: Path, kind: str) -> dict[str, list[Row]]:
+    """Rows of the parts ``KIND-NAME``, by name; of those that have any."""
+    names = [path.stem for path in sorted(folder.glob(f"{kind}-*.json")) if not path.stem.endswith("-left-out")]
+    return {name.removeprefix(f"{kind}-"): rows for name in names if (rows := part_rows(folder, name))}
+
+
 def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str], str]:
     """Values, tables and note that `cards/sematt-jscc.yaml` names."""
     import reproduction
 
-    rows, maps, digital, seeds, ablation = (part_rows(folder, p) for p in ("jscc", "maps", "digital", "seeds", "ablation"))
-    cliffs = {
-        path.stem: part_rows(folder, path.stem) for path in sorted(folder.glob("cliff-*.json")) if "left" not in path.stem
-    }
+    rows, maps, digital, ablation = (part_rows(folder, part) for part in ("jscc", "maps", "digital", "ablation"))
+    cliffs, seeds = parts_of(folder, "cliff"), parts_of(folder, "seeds")
     values: dict[str, float | None] = {}
     for free in (True, False):
         who = "free" if free else "paid"
@@ -150,7 +148,7 @@ def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
             share = None if ours is None or not theirs else 100 * (ours / theirs - 1)
             values[f"{key} against {rival}"] = minus(ours, theirs) if key == "miou" else share
     values["cliff"] = best([largest_fall(part, "psnr_rgb_db") for part in cliffs.values()], max)
-    ours = [row for row in rows if row.system == SEMATT and not row.assumed_free_uses]
+    ours = [row for snr in snrs(rows) for row in pick(rows, SEMATT, snr)]
     values["graceful"] = largest_fall(ours, "psnr_rgb_db")
     table_1 = {f"{e['system']}:{e['preset']}": e for e in read_list(folder / "complexity.json")}
     for key in ("gflops", "parameters"):
@@ -158,7 +156,7 @@ def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
         for name, short in (("sematt-jscc:paper", "sematt"), ("dynamicjscc:paper-convolutions", "convolutions")):
             found = table_1.get(name, {}).get(key)
             values[f"{key} {short}"] = 100 * (found / base - 1) if base and found else None
-    seeded, of_seeds = seed_table(seeds)
+    seeded, of_seeds = seed_table(list(seeds.values()))
     values |= {f"seeds {name}": value for name, value in of_seeds.items()}
     for name in ("lpips_squeeze free at 0", "miou free at 5", "psnr_rgb_db free at 0"):
         values.setdefault(f"seeds {name}", None)
@@ -170,6 +168,6 @@ def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
         "coders": coder_table(read_list(folder / "coders.json")),
         "complexity": complexity_table(list(table_1.values())),
     }
-    parts = [f"{name.removeprefix('cliff-')}:\n\n{measures_table(part)}" for name, part in cliffs.items() if part]
+    parts = [f"{name}:\n\n{measures_table(part)}" for name, part in cliffs.items()]
     tables["cliffs"] = "\n\n".join(parts)
     return values, tables, reproduction.weights_note([*rows, *maps, *digital])

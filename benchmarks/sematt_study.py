@@ -126,13 +126,17 @@ def digital(given: argparse.Namespace) -> None:
 
 
 def seeds(given: argparse.Namespace) -> None:
-    """Both codes from several trainings (`--weights RUN` for each), true maps, free and charged, R = 1/12."""
-    shelf, links = Shelf(given.out, "seeds"), radios(given, [RATES["1/12"]])
-    names = [next(code for code in CODES if Path(folder).name.endswith(code)) for folder in given.weights]
-    systems = [load_system(n, weights=_checkpoint(f), maps="truth") for n, f in zip(names, given.weights, strict=True)]
+    """Both codes from several trainings (`--weights DIR/TAG-SYSTEM` for each), true maps, free and charged, R = 1/12."""
+    links = radios(given, [RATES["1/12"]])
+    trainings = []
+    for folder in given.weights:
+        name = next(code for code in CODES if Path(folder).name.endswith(f"-{code}"))
+        shelf = Shelf(given.out, f"seeds-{Path(folder).name.removesuffix(f'-{name}')}")
+        trainings.append((load_system(name, weights=_checkpoint(folder), maps="truth"), shelf.path.stem))
     for clip in pictures(given):
         for free in (True, False):
-            measure(systems, [clip], links, shelf, free=free)
+            for loaded, part in trainings:
+                measure([loaded], [clip], links, Shelf(given.out, part), free=free)
 
 
 def ablation(given: argparse.Namespace) -> None:
