@@ -1,5 +1,6 @@
 """Rate and distortion of the digital chains' codec layer, with stated tolerances."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semcast.systems.conditions import load_condition
+from semcast.systems.digital.codec import Fine
+from semcast.systems.digital.ratecontrol import Trial, meet_target
 from semcast.systems.digital.system import DigitalSystem
 from semcast.types import Budget, Csi, Format, Step
 
@@ -82,3 +85,26 @@ def test_h265_reference_points(cbr: float, reference_db: float) -> None:
     psnr, ratio, _ = run("h265", frames, cbr * frames[0].numel() * 8 / 3 / 8)
     assert psnr > reference_db - 0.3
     assert ratio > 0.95
+
+
+@pytest.mark.parametrize("reach", [0.5, 0.01])
+def test_rate_control_survives_a_finer_knob_that_does_not_reach(reach: float) -> None:
+    """Whole quantisers as a single picture has them, and a finer knob that promises more than it moves."""
+
+    def attempt(quality: float, fine: float | None) -> Trial:
+        size = round(1e5 * math.exp(-0.12 * round(quality) - reach * 0.015 * (fine or 0.0)))
+        return Trial(quality, fine, [], [], size)
+
+    for target in range(2000, 60000, 1777):
+        done = meet_target(
+            attempt,
+            lambda quality, units: Fine(0.0, -6.0, 8.0, -0.015, 0.99),
+            target,
+            start=10,
+            best=0,
+            worst=51,
+            slope=-0.1,
+            step=1.0,
+        )
+        assert done.trial is not None
+        assert math.exp(-0.12) * 0.999 < done.trial.size / target <= 1  # one quantiser more would be too much

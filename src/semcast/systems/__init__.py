@@ -18,6 +18,7 @@ SYSTEMS.add("dynamicjscc", "semcast.systems.sematt:DYNAMIC_SPEC")
 SYSTEMS.add("sematt-jscc", "semcast.systems.sematt:SEMATT_SPEC")
 SYSTEMS.add("linear-jscc", "semcast.systems.linear_jscc:SPEC")
 SYSTEMS.add("freeze", "semcast.systems.freeze:SPEC")
+SYSTEMS.add("dcvc-ldpc", "semcast.systems.dcvc_ldpc:SPEC")
 for _name in (
     "h264-ldpc",
     "h264-capacity",

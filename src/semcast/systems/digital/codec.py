@@ -62,6 +62,10 @@ class Encoder(ABC):
     def encode(self, clip: Yuv | Tensor, quality: float, fine: float | None = None) -> list[Unit]:
         """Units in coding order for (t, H, W) planes with even sides, or RGB frames; one closed group of pictures."""
 
+    def step(self, count: int) -> float:
+        """Smallest difference in quality that matters for a group of ``count`` pictures."""
+        return 0.05
+
     def fine(self, quality: float, units: Sequence[Unit]) -> Fine | None:
         """The finer knob that takes over near the target, or None where quality itself is fine enough."""
         return None
@@ -142,6 +146,10 @@ class _X26x(Encoder):
         self.settings, self.condition = settings, condition
         self.continues = settings.cascade is not None
 
+    def step(self, count: int) -> float:
+        """Whole quantisers for a single picture, where the cascade sets them."""
+        return 1.0 if count == 1 and self.settings.cascade is not None else super().step(count)
+
     def fine(self, quality: float, units: Sequence[Unit]) -> Fine | None:
         """Quantiser of the inter frames alone; with a single frame, the chroma's distance from the luma quantiser."""
         if self.settings.cascade is None:
@@ -149,7 +157,7 @@ class _X26x(Encoder):
         total = sum(len(unit.data) for unit in units)
         inter = sum(len(unit.data) for unit in units if unit.frame) / max(total, 1)
         if inter < 0.05:
-            return Fine(self._chroma_offset(), -6.0, 8.0, -0.015, 0.99)
+            return Fine(self._chroma_offset(), -6.0, 8.0, -0.015, 1.0)
         return Fine(quality, quality - 6, quality + 6, self.slope * inter, 0.03)
 
     def _chroma_offset(self) -> int:

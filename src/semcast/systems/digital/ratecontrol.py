@@ -61,6 +61,10 @@ class _Search:
         elif self.fits is None or knob < self.fits[0]:
             self.fits = (knob, error)
 
+    def snapped(self, knob: float) -> float:
+        """The nearest knob that there is."""
+        return min(max(self.low + round((knob - self.low) / self.step) * self.step, self.low), self.high)
+
     def next(self) -> float | None:
         """The next knob to try, or None when nothing is left between too big and fitting."""
         aim = math.log(0.5 + 0.5 * CLOSE_ENOUGH)
@@ -69,16 +73,13 @@ class _Search:
             if b - a <= self.step:
                 return None
             guess = a + (b - a) * (ea - aim) / max(ea - eb, 1e-9)
-            margin = 0.08 * (b - a)
+            margin = max(0.08 * (b - a), self.step)
             guess = min(max(guess, a + margin), b - margin)
         else:
             at, error = self.too_big or self.fits or (self.low, 0.0)
-            guess = at + (aim - error) / self.slope
-            if self.too_big:  # a little beyond, so that the bracket closes; where it will not, look at the end of the scale
-                guess = max(guess, at + self.step) if self.told < 3 else self.high
-            else:
-                guess = min(guess, at - self.step) if self.told < 3 else self.low
-        guess = min(max(guess, self.low), self.high)
+            away = (aim - error) / self.slope * 2 ** max(0, self.told - 2)  # twice as far, until the bracket closes
+            guess = max(at + away, at + self.step) if self.too_big else min(at + away, at - self.step)
+        guess = self.snapped(guess)
         if (self.too_big and guess <= self.too_big[0]) or (self.fits and guess >= self.fits[0]):
             return None
         return guess
@@ -93,6 +94,7 @@ def meet_target(
     best: float,
     worst: float,
     slope: float,
+    step: float = 0.05,
     max_trials: int = MAX_TRIALS,
 ) -> Outcome:
     """Find the largest encoding of at most ``target`` bytes.
@@ -100,8 +102,8 @@ def meet_target(
     Args:
         attempt: encodes and packs at a quality and a setting of the finer knob. fine_knob: of the encoder.
         target: bytes that may not be exceeded. start: quality to begin with. best, worst: ends of the scale.
-        slope: natural log of the size per unit of quality, to begin with. max_trials: encodings at most, but for one last
-            at the worst quality where nothing fitted.
+        slope: natural log of the size per unit of quality, to begin with. step: smallest difference in quality that the encoder
+            knows. max_trials: encodings at most, but for one last at the worst quality where nothing fitted.
     """
     found: Trial | None = None
     trials, smallest = 0, 0
@@ -117,27 +119,30 @@ def meet_target(
     def done() -> bool:
         return found is not None and found.size >= CLOSE_ENOUGH * target
 
-    knob: float | None = min(max(start, best), worst)
-    search = _Search(lambda q: attempt(q, None), target, best, worst, slope, 0.05)
-    fine: Fine | None = None
-    near: Trial | None = None
-    while knob is not None and trials < max_trials and not done():
-        trial = keep(attempt(knob, None))
-        search.tell(knob, trial.size)
-        if abs(math.log(trial.size / target)) < NEAR:
-            near, fine = trial, fine_knob(knob, trial.units)
-            if fine is not None:
-                break
-        knob = search.next()
-    if fine is not None and near is not None and not done():
-        quality = near.quality
-        search = _Search(lambda f: attempt(quality, f), target, fine.low, fine.high, fine.slope, fine.step)
-        search.tell(fine.value, near.size)
-        knob = search.next()
+    def seek(search: _Search, knob: float | None, run: Callable[[float], Trial], *, until_near: bool = False) -> Trial | None:
+        """Try knob after knob; returns the trial that the finer knob can go on from, if that is asked for."""
         while knob is not None and trials < max_trials and not done():
-            trial = keep(attempt(quality, knob))
+            trial = keep(run(knob))
             search.tell(knob, trial.size)
+            if until_near and abs(math.log(trial.size / target)) < NEAR:
+                return trial
             knob = search.next()
+        return None
+
+    def coarse(quality: float) -> Trial:
+        return attempt(quality, None)
+
+    search = _Search(coarse, target, best, worst, slope, step)
+    near = seek(search, search.snapped(start), coarse, until_near=True)
+    if near is not None and not done():
+        quality = near.quality
+        fine = fine_knob(quality, near.units)
+        if fine is not None:
+            narrow = _Search(lambda f: attempt(quality, f), target, fine.low, fine.high, fine.slope, fine.step)
+            narrow.tell(fine.value, near.size)
+            seek(narrow, narrow.next(), narrow.run)
+        if not done():  # the finer knob may not reach as far as was hoped: on with the coarse one
+            seek(search, search.next(), coarse)
     note = ""
     if found is None and trials >= max_trials:  # unlucky, not impossible: the worst quality settles it
         keep(attempt(worst, None))

@@ -239,7 +239,14 @@ class DigitalSystem(System):
             bits_per_pixel = target * 8 / max(pixels, 1)
             start = encoder.first_guess + torch.log(torch.tensor(max(bits_per_pixel, 1e-6) / 0.1)).item() / encoder.slope
         return meet_target(
-            attempt, encoder.fine, target, start=start, best=encoder.best, worst=encoder.worst, slope=encoder.slope
+            attempt,
+            encoder.fine,
+            target,
+            start=start,
+            best=encoder.best,
+            worst=encoder.worst,
+            slope=encoder.slope,
+            step=encoder.step(frames.shape[0]),
         )
 
     def _clip(self, frames: Tensor, scale: int) -> Yuv | Tensor:
