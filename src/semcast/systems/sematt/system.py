@@ -209,6 +209,7 @@ class SemAttSystem(System):
         psnr_db = -10 * torch.log10(mse.detach() + 1e-10)
         return {"loss": 100 * mse.mean(), "psnr_rgb_db": psnr_db.mean()}
 
+
 # Departures from the papers
 # - paper: batch normalisation behind convolutions, a first kernel of 7, a last one of 5, nearest-neighbour upsampling: figs.
 #   1 and 2 do not say, and this is what gives the stated parameters and GFLOPs. "Baseline + convolutions" is one more residual
