@@ -15,6 +15,7 @@ from typing import Literal
 import yaml
 from gosvae_numbers import gosvae_numbers
 from pydantic import BaseModel, ConfigDict
+from sematt_numbers import sematt_numbers
 from study_numbers import (
     agreement,
     agreement_table,
@@ -268,7 +269,12 @@ def ntscc_numbers(folder: Path) -> tuple[Values, Tables, str]:
     return values, tables, weights_note(rows)
 
 
-NUMBERS = {"dvst": dvst_numbers, "ntscc": ntscc_numbers, "gos-vae": gosvae_numbers}
+NUMBERS = {
+    "dvst": dvst_numbers,
+    "ntscc": ntscc_numbers,
+    "gos-vae": gosvae_numbers,
+    "sematt-jscc": sematt_numbers,
+}
 
 
 def make_card(name: str, folder: Path) -> str:

@@ -47,6 +47,9 @@ def identity(row: Row) -> tuple[Any, ...]:
         row.csi_snr_db,
         row.cbr_target,
         row.seed,
+        row.goal,
+        row.maps,
+        bool(row.assumed_free_uses),
     )
 
 
@@ -85,14 +88,17 @@ class Shelf:
             write_list(self.refused_path, self.refused)
 
 
-def expected(loaded: Loaded, clip: Clip, frames: int, radio: Radio, seed: int) -> Row:
+def expected(
+    loaded: Loaded, clip: Clip, frames: int, radio: Radio, seed: int, *, goal: str = "watch", assumed_free: bool = False
+) -> Row:
     """The row that a transmission will give, without its outcome."""
-    fmt = session_format(loaded, clip.height, clip.width, clip.fps, cbr=radio.cbr, seed=seed)
+    fmt = session_format(loaded, clip.height, clip.width, clip.fps, cbr=radio.cbr, goal=goal, seed=seed)
     told = radio.snr_db if radio.csi_snr_db is None else radio.csi_snr_db
     row = Row(
         system=fmt.system, preset=fmt.preset, weights=fmt.weights or None, clip=clip.name, frames=frames, height=fmt.height,
         width=fmt.width, channel=make_channel(radio.channel).spec, snr_db=radio.snr_db, csi_snr_db=told, cbr_target=radio.cbr,
-        seed=seed, condition=loaded.condition if loaded.spec.kind == "digital" else None,
+        seed=seed, condition=loaded.condition if loaded.spec.kind == "digital" else None, goal=goal,
+        maps=loaded.system.maps or None, assumed_free_uses=int(assumed_free and bool(loaded.system.free_streams)),
     )  # fmt: skip
     return row.model_copy(update=grouping(loaded))
 

@@ -230,7 +230,10 @@ class Link(nn.Module):
         told = self.told_snr_db.expand(batch).clone()
         csi = Csi(told, self.modem.bits_per_use(mcs), 0, dict(self._acks), self._spread_snr_db(told))
         payload = 0 if self.training else self.modem.bytes_for_uses(uses, mcs)
-        return csi, Budget(uses, math.floor(nominal), self.cbr, 1.0, payload, self._uses_for_packets, self._robust_mcs)
+        budget = Budget(
+            uses, math.floor(nominal), self.cbr, 1.0, payload, self._uses_for_packets, self._robust_mcs, self.assumed_free
+        )
+        return csi, budget
 
     def _spread_snr_db(self, snr_db: Tensor) -> Tensor | None:
         """What :attr:`Csi.fading_snr_db` says, from gains that are typical of the channel; None where it does not fade."""

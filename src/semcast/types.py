@@ -93,6 +93,7 @@ class Budget:
             modulation and coding, framing and control already taken off.
         uses_for_packets: (payload sizes in bytes, MCS name or None) -> channel uses that the link will charge for such packets.
         robust_mcs: margin in dB -> name of the MCS that the link would pick at an SNR lower by that margin.
+        assumed_free: names of streams that the link will book but not charge.
     """
 
     uses: int
@@ -102,6 +103,7 @@ class Budget:
     payload_bytes: int = 0
     uses_for_packets: Callable[[list[int], str | None], int] = field(default=lambda sizes, mcs: 8 * sum(sizes))
     robust_mcs: Callable[[float], str | None] = field(default=lambda margin_db: None)
+    assumed_free: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ SYSTEMS_FUZZED = (
     "h265-ldpc",
     "deepjscc:small",
     "gos-vae:small",
+    "sematt-jscc:small",
 )
 SIZES = ((64, 64), (96, 80))
 GROWTH_MAX_MB = 700  # resident memory over that of the untouched files

@@ -78,6 +78,9 @@ Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="Processor threads; same bits need same threads.")
 ]
 AssumedFree = Annotated[bool, typer.Option("--assumed-free", help="Do not charge what a paper gets for free; footnoted.")]
+Maps = Annotated[
+    str, typer.Option("--maps", metavar="FROM", help="Segmentation maps that are sent along: predicted, or the truth.")
+]
 
 
 def _version(show: bool) -> None:
@@ -131,13 +134,14 @@ def compare(
     precision: Precision = "auto",
     threads: Threads = None,
     assumed_free: AssumedFree = False,
+    maps: Maps = "predicted",
 ) -> None:
     """Hold several systems against each other over the same radio."""
     from semcast.app import commands
 
     commands.compare(
         Common(source, tuple(channel), snr, cbr, csi_snr, goal, condition, phy, harq, mcs, bandwidth, power, max_frames, stills,
-               size, fps, seed, metrics, precision, threads, assumed_free, "compare"),
+               size, fps, seed, metrics, precision, threads, assumed_free, maps, "compare"),
         systems, seeds, report, json, list(weights),
     )  # fmt: skip
 
@@ -171,13 +175,14 @@ def transmit(
     precision: Precision = "auto",
     threads: Threads = None,
     assumed_free: AssumedFree = False,
+    maps: Maps = "predicted",
 ) -> None:
     """Send a video with one system and write what arrives."""
     from semcast.app import commands
 
     commands.transmit(
         Common(source, (channel,), snr, cbr, csi_snr, goal, condition, phy, harq, mcs, bandwidth, power, max_frames, stills,
-               size, fps, seed, metrics, precision, threads, assumed_free, "transmit"),
+               size, fps, seed, metrics, precision, threads, assumed_free, maps, "transmit"),
         system, output, json, weights,
     )  # fmt: skip
 
@@ -207,13 +212,14 @@ def send(
     weights: Weights = None,
     precision: Precision = "auto",
     threads: Threads = None,
+    maps: Maps = "predicted",
 ) -> None:
     """Send a video and write only what crossed the air."""
     from semcast.app import commands
 
     commands.send(
         Common(source, (channel,), snr, cbr, csi_snr, goal, condition, phy, harq, mcs, bandwidth, power, max_frames, False,
-               size, fps, seed, metrics, precision, threads, False, "send"),
+               size, fps, seed, metrics, precision, threads, False, maps, "send"),
         system, air, json, weights,
     )  # fmt: skip
 

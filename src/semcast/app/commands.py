@@ -23,6 +23,7 @@ from semcast.studies.compare import Comparison, Plan
 from semcast.studies.rows import write_json
 from semcast.studies.session import (
     Loaded,
+    MapSource,
     Precision,
     Radio,
     check_goal,
@@ -118,6 +119,11 @@ def _metrics(typed: Common) -> list[str]:
     return [name for name in wanted if name not in missing]
 
 
+def _maps(typed: Common) -> MapSource:
+    """Where maps that are sent along come from."""
+    return check_choice(typed.maps, "--maps", ("predicted", "truth"))  # type: ignore[return-value]
+
+
 # compare ------------------------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +133,7 @@ def compare(typed: Common, systems: str, seeds: int, report: Path | None, json: 
     check_output(json, "--json", source=typed.source)
     request = understand(typed)
     plan = Plan(
-        systems=_load_all(names(systems, "--systems"), typed.condition, weights),
+        systems=_load_all(names(systems, "--systems"), typed, weights),
         clips=request.clips,
         channels=list(dict.fromkeys(typed.channels)),
         snrs_db=request.snrs_db,
@@ -173,7 +179,7 @@ def _finish(comparison: Comparison, report: Path | None, json: Path | None) -> N
         print(f"wrote {comparison.report(report, command, facts)}")
 
 
-def _load_all(wanted: list[str], condition: str, weights: list[Path]) -> list[Loaded]:
+def _load_all(wanted: list[str], typed: Common, weights: list[Path]) -> list[Loaded]:
     """Systems with their weights, each checkpoint going to the system that it names."""
     folders = {weights_name(folder): folder for folder in weights}
     chosen: dict[str, Path | None] = {}
@@ -182,7 +188,7 @@ def _load_all(wanted: list[str], condition: str, weights: list[Path]) -> list[Lo
         chosen[fits[0] if fits else name] = folders.pop(fits[0]) if fits else None
     for name, folder in folders.items():
         raise WeightsError(f"the weights in {folder} belong to {name}, which is not among --systems {','.join(wanted)}")
-    return [load_system(name, condition=condition, weights=folder) for name, folder in chosen.items()]
+    return [load_system(name, condition=typed.condition, weights=folder, maps=_maps(typed)) for name, folder in chosen.items()]
 
 
 def _check_seeds(plan: Plan) -> None:
@@ -199,7 +205,7 @@ def transmit(typed: Common, system: str, output: Path | None, json: Path | None,
     request = understand(typed)
     several = len(request.clips) > 1
     check_output(output, "OUTPUT", folder=several, source=typed.source)
-    loaded = load_system(system, condition=typed.condition, weights=weights)
+    loaded = load_system(system, condition=typed.condition, weights=weights, maps=_maps(typed))
     check_goal(loaded, typed.goal)
     rows = []
     for clip in request.clips:
@@ -237,7 +243,7 @@ def send(typed: Common, system: str, air: Path, json: Path | None, weights: Path
     request = understand(typed)
     if len(request.clips) > 1:
         raise InputError(f"{typed.source} holds {len(request.clips)} clips, `semcast send` takes one; name a file in it")
-    loaded = load_system(system, condition=typed.condition, weights=weights)
+    loaded = load_system(system, condition=typed.condition, weights=weights, maps=_maps(typed))
     check_goal(loaded, typed.goal)
     clip = request.clips[0]
     with _frames_of(loaded, clip) as advance:

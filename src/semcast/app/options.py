@@ -109,4 +109,5 @@ class Common:
     precision: str
     threads: int | None
     assumed_free: bool
+    maps: str
     command: str

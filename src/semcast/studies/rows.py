@@ -30,9 +30,10 @@ class Row(BaseModel):
 
     Units are in the names. ``cbr`` is channel uses per 3HWT source values of the original clip, one use being one complex
     symbol; ``snr_db`` is Es/N0 per complex symbol. ``streams`` maps a stream's name to its channel uses, ``per_frame`` a
-    metric's name to one value per frame. ``paper_conventions`` holds the rate as the paper counts it, by name; ``footnotes``
-    say what was free. ``miou_clean`` is what the task model reaches on the source itself; ``label_counts`` holds pixels per
-    class, ``hits``, ``truth`` and ``predicted``, of ``received`` and ``clean``.
+    metric's name to one value per frame. ``maps`` is where a transmitter that sends segmentation maps had them from.
+    ``paper_conventions`` holds the rate as the paper counts it, by name; ``footnotes`` say what was free. ``miou_clean`` is
+    what the task model reaches on the source itself; ``label_counts`` holds pixels per class, ``hits``, ``truth`` and
+    ``predicted``, of ``received`` and ``clean``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +48,7 @@ class Row(BaseModel):
     goal: str = "watch"
     channel: str
     condition: str | None = None
+    maps: str | None = None
     phy: str | None = None
     mcs: str | None = None
     gop: int | None = None

@@ -24,6 +24,7 @@ from semcast.air import AirReader, AirWriter, as_sent, play
 from semcast.errors import InputError, WeightsError
 from semcast.goals import GOALS
 from semcast.goals.base import Goal
+from semcast.goals.segmenter import predict, shipped_segmenter
 from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.machine import has_bf16, return_freed_memory
@@ -39,6 +40,7 @@ from semcast.video.clip import Clip
 from semcast.video.steps import steps
 
 Precision = Literal["auto", "bf16", "fp32"]
+MapSource = Literal["predicted", "truth"]
 OUTAGE_PSNR_DB = 25.0
 SEED_MAX = 2**32 - 2  # the session header has 32 bits for it, and the receiver's generator takes the next one
 TRIM_FRAMES = 32  # how often free memory is handed back; it costs a digital chain 4 % of its time
@@ -91,8 +93,10 @@ class SessionResult(NamedTuple):
     moment: Moment | None
 
 
-def load_system(name: str, *, condition: str = "strong", weights: str | Path | None = None) -> Loaded:
-    """Build ``"system"`` or ``"system:preset"`` with its weights.
+def load_system(
+    name: str, *, condition: str = "strong", weights: str | Path | None = None, maps: MapSource = "predicted"
+) -> Loaded:
+    """Build ``"system"`` or ``"system:preset"`` with its weights; ``maps`` says where one that sends maps has them from.
 
     Raises:
         UnknownNameError: no such system, preset or condition. WeightsError: weights absent, damaged or of another preset.
@@ -101,7 +105,14 @@ def load_system(name: str, *, condition: str = "strong", weights: str | Path | N
 
     condition = load_condition(condition).name
     system, weights_id = checkpoint.make_system(name, condition=condition, weights=weights)
+    if system.maps:
+        system.maps, system.segmenter = maps, _segment
     return Loaded(system, weights_id, SYSTEMS.get(system.name), condition)
+
+
+def _segment(frames: Tensor) -> Tensor:
+    """The shipped segmenter's labels of pictures (N, 3, H, W)."""
+    return predict(shipped_segmenter(), frames)
 
 
 def resolve_precision(precision: Precision) -> Literal["bf16", "fp32"]:
@@ -216,7 +227,9 @@ def transmit_clip(
         on_start(fmt)
     try:
         with arithmetic(loaded.spec, precision):
-            source = _outside_autocast(steps(clip, system.frames_per_step, labels=bool(purpose.truth)))
+            source = _outside_autocast(
+                steps(clip, system.frames_per_step, labels=bool(purpose.truth) or system.maps == "truth")
+            )
             for result in run(system, source, link, ledger, fmt=fmt, generator=torch.Generator().manual_seed(seed)):
                 with torch.autocast("cpu", enabled=False):
                     measures.update(result.step, result.decoded)
@@ -405,6 +418,7 @@ def _row(
         decode_fps=tally.frames / tally.decode_s if tally.decode_s else None,
         seed=fmt.seed,
         version=semcast.__version__,
+        maps=loaded.system.maps or None,
         streams=ledger.streams(),
         footnotes=footnotes,
         paper_conventions=dict(ledger.conventions()),

@@ -53,6 +53,8 @@ class System(nn.Module, ABC):
             checkpoint of their own; "" for none, or one whose weights are part of its own checkpoint.
         batched: whether training takes several examples at a time.
         free_streams: names of streams that the paper gets for free; only honoured under ``assumed_free=True``.
+        maps: where a transmitter that sends segmentation maps has them from, "" where it sends none. segmenter: what predicts
+            them, (N, 3, H, W) in [0, 1] -> (N, H, W) int64.
     """
 
     name: str = ""
@@ -62,6 +64,8 @@ class System(nn.Module, ABC):
     key_name: str = ""
     batched: bool = True
     free_streams: frozenset[str] = frozenset()
+    maps: Literal["", "predicted", "truth"] = ""
+    segmenter: Callable[[Tensor], Tensor] | None = None
 
     @abstractmethod
     def start(self, fmt: Format, side: Side) -> State:

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -96,15 +96,23 @@ class Exchange(nn.Module):
         super().__init__()
         self.system = system
 
-    def forward(self, frames: Tensor, link: Link, stage: Stage, cbr: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """frames (B, t, 3, H, W) -> named losses."""
-        per_step = self.system.frames_per_step
-        pieces = frames.split(per_step, dim=1)
-        steps = (Step(piece, index=i, last=i == len(pieces) - 1) for i, piece in enumerate(pieces))
+    def forward(
+        self, frames: Tensor, link: Link, stage: Stage, cbr: float, generator: torch.Generator, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """frames (B, t, 3, H, W), and labels (B, t, H, W) where they are known -> named losses."""
+        steps = cut(frames, self.system.frames_per_step, labels)
         height, width = frames.shape[-2:]
         fmt = Format(height, width, goal=stage.goal, system=self.system.name, preset=self.system.preset, cbr=cbr)
         results = list(run(self.system, steps, link, Ledger(), fmt=fmt, generator=generator))
         return self.system.loss(results, stage.goal, stage.options)
+
+
+def cut(frames: Tensor, per_step: int, labels: Tensor | None = None) -> Iterator[Step]:
+    """Crops (B, t, 3, H, W) as steps, with their labels (B, t, H, W) where they are known."""
+    pieces = frames.split(per_step, 1)
+    for index, piece in enumerate(pieces):
+        known = {} if labels is None else {"segmentation": labels[:, index * per_step : (index + 1) * per_step]}
+        yield Step(piece, known, index, index == len(pieces) - 1)
 
 
 def _learning_rate(stage: Stage, at: int) -> float:
@@ -130,15 +138,22 @@ def _average(average: dict[str, Tensor], system: nn.Module, decay: float) -> Non
 
 
 @torch.no_grad()
-def validate(system: System, frames: Tensor, *, snr_db: float = VALIDATION_SNR_DB, cbr: float = 1 / 12) -> float:
+def validate(
+    system: System,
+    frames: Tensor,
+    labels: Tensor | None = None,
+    *,
+    snr_db: float = VALIDATION_SNR_DB,
+    cbr: float = 1 / 12,
+) -> float:
     """Mean RGB PSNR in dB of crops (B, t, 3, H, W) over AWGN, in evaluation mode, with a fixed seed."""
     system.eval()
     link = Link("awgn", snr_db=snr_db, cbr=cbr).eval()
     height, width = frames.shape[-2:]
     fmt = Format(height, width, system=system.name, preset=system.preset, cbr=cbr)
     psnr = []
-    for example in frames.split(1):
-        steps = [Step(piece, index=i) for i, piece in enumerate(example.split(system.frames_per_step, 1))]
+    for index, example in enumerate(frames.split(1)):
+        steps = cut(example, system.frames_per_step, None if labels is None else labels[index : index + 1])
         for result in run(system, steps, link, Ledger(), fmt=fmt, generator=torch.Generator().manual_seed(0)):
             assert result.decoded.frames is not None
             mse = (result.decoded.frames - result.step.frames).square().flatten(2).mean(2)
@@ -201,17 +216,20 @@ class SystemWork(Work):
 
     def batch(self, step: int) -> tuple[Tensor, Link, Stage, float, torch.Generator]:
         """Crops, and a link set to what was drawn for them."""
+        return self.sampler.batch_at(step), *self.air(step)
+
+    def air(self, step: int) -> tuple[Link, Stage, float, torch.Generator]:
+        """A link set to what is drawn for a batch, the stage, the rate, and the noise to come."""
         stage = self.stage
         rng, noise = randomness("air", self.seed, self.rank, step)
-        frames = self.sampler.batch_at(step)
         link = self.links[rng.choices(list(stage.channels), list(stage.channels.values()))[0]]
         low, high = stage.snr_db
         cbr = rng.choice(stage.cbr)
-        snr_db = low + (high - low) * torch.rand(frames.shape[0], generator=noise)
+        snr_db = low + (high - low) * torch.rand(stage.batch, generator=noise)
         if stage.snr_step_db:
             snr_db = (snr_db / stage.snr_step_db).round() * stage.snr_step_db
         link.set(snr_db=snr_db, cbr=cbr)
-        return frames, link, stage, cbr, noise
+        return link, stage, cbr, noise
 
     def validate(self) -> float:
         """PSNR in dB of the crops held out."""

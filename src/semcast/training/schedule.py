@@ -53,9 +53,10 @@ class Schedule(BaseModel):
     Attributes:
         system, preset: what is trained. start: ``"system:preset"`` whose shipped weights training begins with, or a folder of
             a checkpoint; "" for fresh ones. seed: of weights, crops and noise. parts: sub-folders of the data folder
-            (``val[:50]`` takes the first 50 files). every: keep every n-th frame of a clip. ema: decay of the moving average of
-            the weights that is kept. grad_clip: gradient norm. validate_every: steps between validations on clips held out, at
-            ``validation_cbr`` and 10 dB. save_every: steps between checkpoints.
+            (``val[:50]`` takes the first 50 files). every: keep every n-th frame of a clip. labelled: the data folder is in
+            CamVid's layout, and crops come with their labels. ema: decay of the moving average of the weights that is kept.
+            grad_clip: gradient norm. validate_every: steps between validations on clips held out, at ``validation_cbr`` and
+            10 dB. save_every: steps between checkpoints.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +67,7 @@ class Schedule(BaseModel):
     seed: int = 0
     parts: tuple[str, ...] = ("video",)
     every: int = Field(4, gt=0)
+    labelled: bool = False
     ema: float = Field(0.999, ge=0, lt=1)
     grad_clip: float = Field(1.0, gt=0)
     validate_every: int = Field(250, gt=0)
