@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from preset_cases import SPECS, is_main
 
 from semcast import checkpoint
 from semcast.studies.session import Loaded, Radio, load_system, send_clip
@@ -19,7 +20,7 @@ from semcast.systems import SYSTEMS
 from semcast.types import StepResult
 from semcast.video.io import open_clips
 
-NAMES = [f"{name}:{preset}" for name in SYSTEMS for preset in SYSTEMS.get(name).presets]
+NAMES = [f"{spec.name}:{preset}" for spec in SPECS for preset in spec.presets if is_main(spec, preset)]
 # Fading that loses packets, with an estimate that errs: y, h and noise_var all vary.
 RADIO = Radio("rayleigh:block,coherence=300,csi_error_var=0.01", snr_db=14.0, cbr=1 / 4)
 THREADS = 1

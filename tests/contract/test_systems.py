@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from preset_cases import SPECS, cases
 
 from semcast import checkpoint
 from semcast.errors import BudgetError, WeightsError
@@ -21,11 +22,10 @@ from semcast.systems.base import System, SystemSpec
 from semcast.transmit import run
 from semcast.types import Format, Step
 
-SPECS: list[SystemSpec] = [SYSTEMS.get(name) for name in SYSTEMS]
-CASES = [pytest.param(spec, preset, id=f"{spec.name}:{preset}") for spec in SPECS for preset in spec.presets]
-TRAINED = [pytest.param(spec, preset, id=f"{spec.name}:{preset}") for spec in SPECS if spec.trained for preset in spec.presets]
-NOT_DIGITAL = [pytest.param(s, p, id=f"{s.name}:{p}") for s in SPECS if s.kind != "digital" for p in s.presets]
-WITH_PACKETS = [pytest.param(s, p, id=f"{s.name}:{p}") for s in SPECS if s.kind != "analog" for p in s.presets]
+CASES = cases()
+TRAINED = cases(lambda spec: spec.trained)
+NOT_DIGITAL = cases(lambda spec: spec.kind != "digital")
+WITH_PACKETS = cases(lambda spec: spec.kind != "analog")
 
 Hold = Callable[..., Any]
 Clip = Callable[..., torch.Tensor]
