@@ -245,7 +245,9 @@ class DvstSmall(System):
         opening, spent, runs = price, 0, []
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
-            run, used, price = self._fitting_run(frames[begin:end], reference, price, uses - spent, end == count, told, rate)
+            # After a cut of scenes a run would take all that is left: half of their share is kept for the later ones.
+            allowed = (uses - spent) * (1 - 0.5 * (count - end) / (count - begin))
+            run, used, price = self._fitting_run(frames[begin:end], reference, price, round(allowed), end == count, told, rate)
             if run:
                 reference = run[-1].reference
             runs.append(run)
