@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from preset_cases import SPECS, cases
+from preset_cases import SPECS, cases, is_light
 
 from semcast import checkpoint
 from semcast.errors import BudgetError, WeightsError
@@ -25,7 +25,9 @@ from semcast.types import Format, Step
 CASES = cases()
 TRAINED = cases(lambda spec: spec.trained)
 NOT_DIGITAL = cases(lambda spec: spec.kind != "digital")
-WITH_PACKETS = cases(lambda spec: spec.kind != "analog")
+WITH_PACKETS = cases(lambda spec: spec.kind != "analog", is_light)
+LIGHT = cases(default=is_light)
+LIGHT_NOT_DIGITAL = cases(lambda spec: spec.kind != "digital", is_light)
 
 Hold = Callable[..., Any]
 Clip = Callable[..., torch.Tensor]
@@ -135,7 +137,7 @@ def test_frames_out_equal_frames_in(spec: SystemSpec, preset: str, odd_session: 
     assert float(odd_session.shown.max()) <= 1
 
 
-@pytest.mark.parametrize(("spec", "preset"), NOT_DIGITAL)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT_NOT_DIGITAL)
 @pytest.mark.parametrize(("t", "height", "width"), [(1, 64, 64), (2, 71, 64), (1, 97, 131), (5, 64, 66)])
 def test_any_size_and_length(spec: SystemSpec, preset: str, t: int, height: int, width: int, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
@@ -143,7 +145,7 @@ def test_any_size_and_length(spec: SystemSpec, preset: str, t: int, height: int,
     assert session.shown.shape == (t, 3, height, width)
 
 
-@pytest.mark.parametrize(("spec", "preset"), CASES)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT)
 def test_one_frame_of_the_smallest_size(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
     session = hold(system, clip(1, 64, 64), cbr=affordable_cbr(system, 64, 64))
@@ -158,7 +160,7 @@ def test_what_is_shipped_shows_the_picture(spec: SystemSpec, preset: str, hold: 
     assert session.psnr_db > of_grey + (2 if spares(session) else 6)
 
 
-@pytest.mark.parametrize(("spec", "preset"), NOT_DIGITAL)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT_NOT_DIGITAL)
 def test_quality_rises_with_snr_and_rate(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
     system, frames = ready(spec, preset), clip(1, 128, 160)
     by_snr = [hold(system, frames, snr_db=snr_db, cbr=0.12).psnr_db for snr_db in (0.0, 6.0, 12.0, 18.0)]
@@ -171,20 +173,20 @@ def test_quality_rises_with_snr_and_rate(spec: SystemSpec, preset: str, hold: Ho
 # -- determinism -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("spec", "preset"), CASES)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT)
 def test_same_seed_same_result(spec: SystemSpec, preset: str, odd_session: Any, hold: Hold, clip: Clip) -> None:
     again = hold(built(spec, preset), clip(3, 65, 79), cbr=odd_session.fmt.cbr)
     assert torch.equal(again.shown, odd_session.shown)
     assert again.ledger.streams() == odd_session.ledger.streams()
 
 
-@pytest.mark.parametrize(("spec", "preset"), NOT_DIGITAL)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT_NOT_DIGITAL)
 def test_another_seed_another_noise(spec: SystemSpec, preset: str, odd_session: Any, hold: Hold, clip: Clip) -> None:
     other = hold(built(spec, preset), clip(3, 65, 79), cbr=odd_session.fmt.cbr, seed=1)
     assert not torch.equal(other.shown, odd_session.shown)
 
 
-@pytest.mark.parametrize(("spec", "preset"), CASES)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT)
 def test_global_randomness_is_left_alone(spec: SystemSpec, preset: str, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
     torch.manual_seed(7)
@@ -253,7 +255,7 @@ def test_receiver_needs_nothing_but_the_air(spec: SystemSpec, preset: str, odd_s
             assert torch.equal(decoded.frames, result.decoded.frames)
 
 
-@pytest.mark.parametrize(("spec", "preset"), CASES)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT)
 def test_encoder_leaves_its_input_alone(spec: SystemSpec, preset: str, clip: Clip, hold: Hold) -> None:
     frames = clip(2, 64, 80)
     copy = frames.clone()
@@ -262,7 +264,7 @@ def test_encoder_leaves_its_input_alone(spec: SystemSpec, preset: str, clip: Cli
     assert torch.equal(frames, copy)
 
 
-@pytest.mark.parametrize(("spec", "preset"), CASES)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT)
 def test_sessions_do_not_leak_into_each_other(spec: SystemSpec, preset: str, odd_session: Any, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
     hold(system, clip(2, 96, 64, seed=5), cbr=affordable_cbr(system, 96, 64))
@@ -273,7 +275,7 @@ def test_sessions_do_not_leak_into_each_other(spec: SystemSpec, preset: str, odd
 # -- losses ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("spec", "preset"), CASES)
+@pytest.mark.parametrize(("spec", "preset"), LIGHT)
 @pytest.mark.parametrize("channel", ["erasure:plr=0.6,packet_uses=64", "erasure:plr=1,packet_uses=64"])
 def test_lost_packets_never_raise(spec: SystemSpec, preset: str, channel: str, hold: Hold, clip: Clip) -> None:
     system = built(spec, preset)
