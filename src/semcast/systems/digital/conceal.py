@@ -182,11 +182,11 @@ class H264Receiver(Receiver):
         reorders = self.condition.b_frames > 0
         order = list(dict.fromkeys(unit.frame for unit in arrived.units if unit.frame < count))
         kinds = {nal_type(unit.data, self.codec) for unit in by_frame.get(0, ()) if unit.complete}
-        if 1 in kinds and self.decoder is not None and self.decoder.size == size and not reorders:
-            pass  # the end of a clip, appended to the group before
-        elif 5 not in kinds:
+        fits = self.decoder is not None and self.decoder.size == size and not reorders
+        appended = 1 in kinds and fits  # the end of a clip: it goes on from the group before
+        if 5 not in kinds and not appended:
             self.decoder = None  # FFmpeg holds back what follows a lost intra frame, for its numbers run backwards
-        elif self.decoder is None or self.decoder.size != size or reorders:
+        elif not fits:
             self.decoder = FFmpegDecoder(self.codec, *size, low_delay=not reorders)
         if self.decoder is None:
             return {}, set(), 0
