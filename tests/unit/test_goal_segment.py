@@ -284,3 +284,9 @@ def test_classes_follow_a_clip() -> None:
     assert open_clips("scene:demo")[0].classes[0] == "background"
     with pytest.raises(InputError, match="no labels"):
         transmit_clip(load_system("freeze"), Clip("x", clip.info, lambda labels: iter(())), Radio(), goal="segment")
+
+
+def test_true_maps_are_those_of_the_classes_that_maps_hold() -> None:
+    """A rendered scene has labels of its own, which would pass for a street's."""
+    with pytest.raises(InputError, match="--maps predicted"):
+        transmit_clip(load_system("sematt-jscc", maps="truth"), open_clips("scene:demo", max_frames=1)[0], Radio())

@@ -167,6 +167,16 @@ def check_truth(clip: Clip, goal: str) -> None:
     )
 
 
+def check_maps(loaded: Loaded, clip: Clip) -> None:
+    """Raise InputError where maps are to be the truth, and the clip has no labels of the classes that maps hold."""
+    classes = GOALS.get("segment").classes
+    if loaded.system.maps == "truth" and clip.classes[: len(classes)] != classes:
+        raise InputError(
+            f"--maps truth sends labels of {', '.join(classes[:3])}, ... ({len(classes)} classes), and {clip.name} has none of "
+            "these; give camvid:DIR/test, or --maps predicted"
+        )
+
+
 def session_format(
     loaded: Loaded, height: int, width: int, fps: float, *, cbr: float, goal: str = "watch", seed: int = 0
 ) -> Format:
@@ -213,6 +223,7 @@ def transmit_clip(
     """
     check_goal(loaded, goal)
     check_truth(clip, goal)
+    check_maps(loaded, clip)
     system, purpose = loaded.system, GOALS.get(goal)
     fmt = session_format(loaded, clip.height, clip.width, clip.fps, cbr=radio.cbr, goal=goal, seed=seed)
     phy = "capacity" if system.modem_kind == "capacity" else radio.phy
