@@ -52,6 +52,9 @@ class LabelledSystemWork(SystemWork):
             system.maps = "truth"
 
     def initialise(self) -> None:
+        if self.start:  # weights to begin with need no statistics
+            super().initialise()
+            return
         pictures, labels = self.pictures.pictures, self.pictures.labels
         stride = max(1, len(pictures) // STATISTICS_PICTURES)
         order = [*range(0, len(pictures), stride), *(i for i in range(len(pictures)) if i % stride)]
