@@ -1,5 +1,5 @@
-"""Optical flow: by a spatial pyramid (Ranjan, Black, "Optical flow estimation using a spatial pyramid network", CVPR 2017), and by
-dense inverse search (Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016), which learns nothing."""
+"""Optical flow: by a spatial pyramid (Ranjan, Black, "Optical flow estimation using a spatial pyramid network", CVPR 2017), and
+by dense inverse search (Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016), which learns nothing."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ SEMATT: dict[str, SmallConfig | PaperConfig] = {
     "no-attention": SmallConfig(classes=12),  # what the closed form alone makes of maps
     "paper": PaperConfig(extra="attention"),
 }
-VIDEO = {"small": VideoConfig(), "motion": VideoConfig(mesh=48)}
+VIDEO = {"small": VideoConfig(), "motion": VideoConfig(mesh=True)}
 
 
 def make_dynamic(preset: str, condition: str) -> SemAttSystem:

@@ -6,8 +6,8 @@
                                               ├─▶ 1/4: mask m ────────────────────────────────┤
                                               └─▶ 1/4: blocks │ w ─▶ r ──────────────────────(+)─▶ w + m r
 
-With h = w + r for the hallucinated picture this is vid2vid's (1 - m) w + m h. The last layers of flow and picture start at zero:
-an untrained generator carries the motion of the last two key pictures on, and stands still where there was only one.
+With h = w + r for the hallucinated picture this is vid2vid's (1 - m) w + m h. The last layers of flow and picture start at
+zero: an untrained generator carries the motion of the last two key pictures on, and stands still where there was only one.
 
 T.-C. Wang et al., "Video-to-video synthesis", NeurIPS 2018.
 """

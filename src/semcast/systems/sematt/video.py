@@ -59,6 +59,7 @@ from semcast.types import (
     StepResult,
 )
 
+MESH_CELL = 48
 CUT = 0.12  # mean difference of means of 8x8 pixels from which on two frames are of different scenes
 FINE_SHARE, LARGEST_SHARE = 0.05, 0.3  # of a group's channel uses that maps may take, for a finer grid, and at all
 TRAINED_GRIDS = (0.6, 0.3, 0.1)  # shares of the grids in training
@@ -69,13 +70,13 @@ class VideoConfig:
     """The shipped system.
 
     Attributes:
-        gop: frames of a group. generator: sizes. mesh: pixels along a side of a cell that a vector of motion is sent for beside
-            the map; 0 sends maps only, as the paper does.
+        gop: frames of a group. generator: sizes. mesh: whether vectors of motion are sent beside the map, one for every cell of
+            48x48 pixels; without, maps only, as in the paper.
     """
 
     gop: int = 4
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    mesh: int = 0
+    mesh: bool = False
 
 
 @dataclass
@@ -136,7 +137,7 @@ class SemAttVideo(System):
         self.free_streams = frozenset({"map", *(f"key{i}.map" for i in range(config.gop))})
         self.generates = True
         self.coder = FollowingMapCoder(config.generator.classes)
-        self.mesh_coder = MeshCoder() if config.mesh else None
+        self.mesh_coder = MeshCoder()
         self.generator = Generator(config.generator)
 
     def start(self, fmt: Format, side: Side) -> TxState | RxState:
@@ -204,18 +205,18 @@ class SemAttVideo(System):
             return places, []
         meshes = {}
         for i in range(1, len(frames)):
-            if self.mesh_coder is not None and i not in places:
+            if self.config.mesh and i not in places:
                 meshes[i] = self.mesh_coder.encode(self._mesh(frames[i], frames[max(p for p in places if p < i)]))
         for level in range(len(GRIDS)):
             packets = []
             for i in range(1, len(frames)):
                 key = max(p for p in places if p <= i)
                 if key == i:
-                    packets.append(Packet(pack(Following(i, NO_MAP, b"", b""), bool(self.config.mesh))))
+                    packets.append(Packet(pack(Following(i, NO_MAP, b"", b""), self.config.mesh)))
                     continue
                 now, before = (coarser(classes[j : j + 1], GRIDS[level] // GRIDS[0], self.coder.classes) for j in (i, key))
                 coded = self.coder.encode(now[0].cpu().numpy(), before[0].cpu().numpy(), level)
-                packets.append(Packet(pack(Following(key, level, meshes.get(i, b""), coded), bool(self.config.mesh))))
+                packets.append(Packet(pack(Following(key, level, meshes.get(i, b""), coded), self.config.mesh)))
             uses = budget.uses_for_packets([len(packet.data) for packet in packets], None)
             if uses <= (FINE_SHARE if level < len(GRIDS) - 1 else LARGEST_SHARE) * budget.uses:
                 return places, packets
@@ -223,7 +224,7 @@ class SemAttVideo(System):
 
     def _mesh(self, frame: Tensor, key: Tensor) -> Map:
         """Median motion (h, w, 2) of every cell of a frame (3, H, W) against the key frame, in half pixels."""
-        cell = self.config.mesh
+        cell = MESH_CELL
         flow = F.pad(
             dense_flow(frame[None], key[None]), (0, -frame.shape[-1] % cell, 0, -frame.shape[-2] % cell), mode="replicate"
         )
@@ -240,7 +241,7 @@ class SemAttVideo(System):
         told = finer(coarse, times, (classes.shape[2], classes.shape[3])).unflatten(0, (batch, t))[:, 1:].flatten(2).float()
         kept = coarse.unflatten(0, (batch, t)).cpu().numpy()
         bits = [[8 + self.coder.bits(one[i], one[0], level) for i in range(1, t)] for one in kept]
-        if self.mesh_coder is not None:
+        if self.config.mesh:
             coder = self.mesh_coder
             meshes = [[self._mesh(one[i], one[0]) for i in range(1, t)] for one in frames]
             bits = [[b + 8 * len(coder.encode(m)) for b, m in zip(*row, strict=True)] for row in zip(bits, meshes, strict=True)]
@@ -283,7 +284,7 @@ class SemAttVideo(System):
         """The packets that arrived, by the place of their frame."""
         if not isinstance(stream, list) or not stream:
             return {}
-        found = {i: unpack(data, bool(self.config.mesh)) for i, data in enumerate(stream[0][: n_frames - 1], 1) if data}
+        found = {i: unpack(data, self.config.mesh) for i, data in enumerate(stream[0][: n_frames - 1], 1) if data}
         return {i: one for i, one in found.items() if one is not None and one.key <= i}
 
     @torch.no_grad()
@@ -314,22 +315,21 @@ class SemAttVideo(System):
             )
             told = stream.proxy[:, at - 1]
             now = one_hot(told[:, : size[0] * size[1]].round().long().unflatten(1, size), self.coder.classes)
-            mesh = told[:, size[0] * size[1] :].unflatten(1, (*mesh_size, 2)).movedim(-1, 1) if mesh_size[0] else None
+            mesh = told[:, size[0] * size[1] :].unflatten(1, (*mesh_size, 2)).movedim(-1, 1) if self.config.mesh else None
             return now * kept[:, None, None, None], mesh
         if found is None or found.level == NO_MAP or at - found.key != state.since or state.map_lost:
             return None, None
         times = GRIDS[found.level] // GRIDS[0]
         before = coarser(state.classes, times, self.coder.classes)
         one = self.coder.decode(found.map, before[0].cpu().numpy(), found.level)
-        vectors = None if self.mesh_coder is None else self.mesh_coder.decode(found.mesh, *mesh_size)
+        vectors = self.mesh_coder.decode(found.mesh, *mesh_size) if self.config.mesh else None
         mesh = None if vectors is None else torch.from_numpy(vectors).float().movedim(-1, 0)[None].to(before.device)
         if one is None:
             return None, mesh
         return one_hot(finer(torch.from_numpy(one)[None].to(before.device), times, size), self.coder.classes), mesh
 
     def _mesh_size(self, state: RxState) -> tuple[int, int]:
-        cell = self.config.mesh
-        return (-(-state.fmt.height // cell), -(-state.fmt.width // cell)) if cell else (0, 0)
+        return -(-state.fmt.height // MESH_CELL), -(-state.fmt.width // MESH_CELL)
 
     def _synthesise(self, state: RxState, now: Tensor | None, mesh: Tensor | None) -> tuple[Tensor, Tensor]:
         """The frame ``state.since`` frames after the key picture, and its flow to it."""
@@ -346,7 +346,7 @@ class SemAttVideo(System):
             doubt = warp(state.doubt, flow)
         if mesh is not None:
             size = (picture.shape[-2], picture.shape[-1])
-            flow = enlarged(mesh / PER_PIXEL, self.config.mesh)[..., : size[0], : size[1]]
+            flow = enlarged(mesh / PER_PIXEL, MESH_CELL)[..., : size[0], : size[1]]
             flow = F.pad(flow, (0, size[1] - flow.shape[-1], 0, size[0] - flow.shape[-2]), mode="replicate")
             doubt = torch.zeros_like(doubt)
         before = one_hot(state.classes, self.coder.classes)
@@ -367,8 +367,7 @@ class SemAttVideo(System):
         )
         now = torch.cat([classes[:, i] for i in range(1, t)])
         self.coder.fit(now, classes[:, 0].repeat(t - 1, 1, 1))
-        if self.mesh_coder is not None:
-            self.mesh_coder.fit([self._mesh(group[i], group[0]) for group in frames for i in range(1, t)])
+        self.mesh_coder.fit([self._mesh(group[i], group[0]) for group in frames for i in range(1, t)])
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Four times the mean absolute difference of the frames that were synthesised; and as ``stage`` weighs them LPIPS
@@ -416,10 +415,10 @@ def flow_to_first(flow: Tensor) -> Tensor:
 
 
 # Departures from the paper
-# - vid2vid has three scales, networks of its own for the foreground and for flow, and discriminators; the generator here is small,
-#   learns by L1, LPIPS and flow, and starts from the motion of the last two key pictures, carried on.
+# - vid2vid has three scales, networks of its own for the foreground and for flow, and discriminators; the generator here is
+#   small, learns by L1, LPIPS and flow, and starts from the motion of the last two key pictures, carried on.
 # - It draws on the last key picture, not on the last synthesised frame: errors do not add up, and nothing is sampled twice.
 # - The paper says neither how long a group is nor how maps of other frames are coded. Four frames; maps follow the key frame's
 #   under a static model, on the finest of three grids that takes at most 5 % of the group's channel uses.
 # - A group that has more to spend than its key frame can hold has more key frames; a change of scenes begins with one.
-# - mesh (preset motion): vectors of motion beside the map, estimated on the source, coded and charged. The paper sends maps only.
+# - mesh (preset motion): vectors of motion beside the map, estimated on the source, coded and charged. The paper has maps only.
