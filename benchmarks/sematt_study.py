@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=lambda text: tuple(text.split(",")), default=("1/12",), help="of 1/12,1/6: of key frames"
     )
-    parser.add_argument("--systems", type=lambda text: tuple(text.split(",")), help="of `digital`")
+    parser.add_argument("--systems", type=lambda text: tuple(text.split(",")), help="of `digital`, or series of `synthesis`")
     parser.add_argument("--no-fixed", dest="fixed", action="store_false", help="`digital` without the cliffs")
     parser.add_argument("--weights", action="append", default=[], help="a run, named TAG-SYSTEM, in place of shipped weights")
     parser.add_argument("--docs", type=Path, default=Path("docs/reproduction"), help="where `card` writes")

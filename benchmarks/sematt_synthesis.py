@@ -124,7 +124,7 @@ def synthesis(given: argparse.Namespace) -> None:
         if maps == "truth" and rate != given.rates[0]:
             continue
         radio = Radio(snr_db=snr_db, cbr=KEY_RATES[rate] / GOP)
-        for name in SERIES:
+        for name in given.systems or SERIES:
             at = {"series": name, "maps": maps, "snr_db": snr_db, "cbr_target": radio.cbr}
             if any(all(entry[key] == value for key, value in at.items()) for entry in entries):
                 continue
