@@ -125,7 +125,7 @@ def synthesis_values(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | 
     """What synthesis is worth between key frames, the least over all operating points; LPIPS in percent, mIoU in points."""
     points = {(e["maps"], e["snr_db"], e["cbr_target"]) for e in entries}
     values: dict[str, float | None] = {}
-    pairs = [("synthesis", rival) for rival in ("freeze", "carried on", "key frames only")]
+    pairs = [("synthesis", rival) for rival in ("freeze", "carried on", "without maps", "key frames only")]
     pairs += [("synthesis and motion", "freeze"), ("synthesis and motion", "synthesis")]
     for ours, theirs in pairs:
         lpips, miou = [], []

@@ -5,7 +5,8 @@ the same CBR, a quarter of the key frames' own rate:
 
     synthesis             maps between key frames, and the generator
     synthesis and motion  maps and a mesh of motion
-    carried on            the same packets, the generator as it starts: the motion of the last two key pictures goes on
+    without maps          the generator alone; what maps take goes to the key frame
+    carried on            as `synthesis`, the generator as it starts: the motion of the last two key pictures goes on
     freeze                what maps take goes to the key frame, which is repeated
     key frames only       every frame by `sematt-jscc`, at a quarter of the rate
 """
@@ -32,7 +33,7 @@ from semcast.video.clip import Clip
 from semcast.video.io import open_clips
 
 GOP = 4
-SERIES = ("synthesis", "synthesis and motion", "carried on", "freeze", "key frames only")
+SERIES = ("synthesis", "synthesis and motion", "without maps", "carried on", "freeze", "key frames only")
 HELD = "val[51:]"
 KEY_RATES = {"1/12": 1 / 12, "1/6": 1 / 6}
 
@@ -46,10 +47,11 @@ def series(name: str, maps: MapSource, weights: dict[str, Path]) -> Loaded:
         return Loaded(Freeze(key.system, GOP).eval(), key.weights, SYSTEMS.get("freeze"), key.condition)
     preset = "motion" if name == "synthesis and motion" else "small"
     loaded = load_system(f"sematt-video:{preset}", maps=maps, weights=weights.get(preset))
+    assert isinstance(loaded.system, SemAttVideo)
     if name == "carried on":
-        assert isinstance(loaded.system, SemAttVideo)
         torch.manual_seed(0)
         loaded.system.generator = Generator(loaded.system.config.generator).eval()
+    loaded.system.sends_maps = name != "without maps"
     return loaded
 
 

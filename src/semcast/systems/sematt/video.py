@@ -41,7 +41,7 @@ from semcast.systems.sematt.following import (
 )
 from semcast.systems.sematt.generator import Generator, GeneratorConfig, carried_on, enlarged
 from semcast.systems.sematt.maps import Map, class_map
-from semcast.systems.sematt.system import MAP_LOST, SemAttSystem
+from semcast.systems.sematt.system import SemAttSystem
 from semcast.types import (
     Analog,
     Aux,
@@ -62,6 +62,7 @@ from semcast.types import (
 MESH_CELL = 48
 CUT = 0.12  # mean difference of means of 8x8 pixels from which on two frames are of different scenes
 FINE_SHARE, LARGEST_SHARE = 0.05, 0.3  # of a group's channel uses that maps may take, for a finer grid, and at all
+LOST = 0.1  # of the packets in training, so that the generator knows how to do without
 TRAINED_GRIDS = (0.6, 0.3, 0.1)  # shares of the grids in training
 
 
@@ -121,7 +122,8 @@ class SemAttVideo(System):
         preset: of the configuration. config: sizes. key: the key-frame system, which knows maps.
 
     Attributes:
-        generates: whether the receiver synthesises; without, it repeats the last key frame.
+        generates: whether the receiver synthesises; without, it repeats the last key frame. sends_maps: whether anything is told
+            of frames that are not key frames.
     """
 
     name = "sematt-video"
@@ -135,7 +137,7 @@ class SemAttVideo(System):
         self.key: SemAttSystem = key
         self.maps = "predicted"
         self.free_streams = frozenset({"map", *(f"key{i}.map" for i in range(config.gop))})
-        self.generates = True
+        self.generates = self.sends_maps = True
         self.coder = FollowingMapCoder(config.generator.classes)
         self.mesh_coder = MeshCoder()
         self.generator = Generator(config.generator)
@@ -201,8 +203,8 @@ class SemAttVideo(System):
         for i in range(1, len(frames)):
             if i - places[-1] >= apart or bool(other_scene(frames[i : i + 1], frames[i - 1 : i])):
                 places.append(i)
-        if len(frames) == 1:
-            return places, []
+        if len(frames) == 1 or not self.sends_maps:
+            return [0], []
         meshes = {}
         for i in range(1, len(frames)):
             if self.config.mesh and i not in places:
@@ -310,7 +312,7 @@ class SemAttVideo(System):
         size = (state.classes.shape[1], state.classes.shape[2])
         mesh_size = self._mesh_size(state)
         if isinstance(stream, RxProxy):
-            kept = stream.arrived[:, at - 1] & (torch.rand(len(stream.arrived), generator=generator) >= MAP_LOST).to(
+            kept = stream.arrived[:, at - 1] & (torch.rand(len(stream.arrived), generator=generator) >= LOST).to(
                 stream.arrived.device
             )
             told = stream.proxy[:, at - 1]
