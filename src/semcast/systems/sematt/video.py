@@ -122,8 +122,8 @@ class SemAttVideo(System):
         preset: of the configuration. config: sizes. key: the key-frame system, which knows maps.
 
     Attributes:
-        generates: whether the receiver synthesises; without, it repeats the last key frame. sends_maps: whether anything is told
-            of frames that are not key frames.
+        generates: whether the receiver synthesises; without, it repeats the last key frame. sends_maps: whether anything is
+            told of frames that are not key frames.
     """
 
     name = "sematt-video"
