@@ -112,25 +112,32 @@ def complexity_table(entries: Sequence[Mapping[str, Any]]) -> str:
     return table(["", "GFLOPs at 2048x1024", "parameters, M", "kMAC per pixel"], lines)
 
 
-def synthesis_entries(entries: Sequence[Mapping[str, Any]], maps: str, snr_db: float, cbr: float) -> dict[str, dict[str, Any]]:
+Point = tuple[str, str, float, float]
+
+
+def synthesis_points(entries: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Where maps are from, how groups lie, SNR and CBR of every operating point."""
+    return list(dict.fromkeys((e["maps"], e["groups"], e["snr_db"], e["cbr_target"]) for e in entries))
+
+
+def synthesis_entries(entries: Sequence[Mapping[str, Any]], point: Point) -> dict[str, dict[str, Any]]:
     """Of one operating point: by series, then by distance from the key frame."""
     found: dict[str, dict[str, Any]] = {}
     for e in entries:
-        if e["maps"] == maps and e["snr_db"] == snr_db and abs(e["cbr_target"] / cbr - 1) < 0.01:
+        if (e["maps"], e["groups"], e["snr_db"], e["cbr_target"]) == point:
             found.setdefault(e["series"], {})[e["distance"]] = e
     return found
 
 
 def synthesis_values(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What synthesis is worth between key frames, the least over all operating points; LPIPS in percent, mIoU in points."""
-    points = {(e["maps"], e["snr_db"], e["cbr_target"]) for e in entries}
     values: dict[str, float | None] = {}
     pairs = [("synthesis", rival) for rival in ("freeze", "carried on", "without maps", "key frames only")]
     pairs += [("synthesis and motion", "freeze"), ("synthesis and motion", "synthesis")]
     for ours, theirs in pairs:
         lpips, miou = [], []
-        for point in points:
-            found = synthesis_entries(entries, *point)
+        for point in synthesis_points(entries):
+            found = synthesis_entries(entries, point)
             a, b = (found.get(name, {}).get("between") for name in (ours, theirs))
             if a and b:
                 lpips.append(100 * (a["lpips"] / b["lpips"] - 1))
@@ -143,20 +150,24 @@ def synthesis_values(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | 
 def synthesis_table(entries: Sequence[Mapping[str, Any]]) -> str:
     """A line per operating point and series: between key frames, then LPIPS by the distance from the key frame."""
     lines = []
-    for maps, snr_db, cbr in dict.fromkeys((e["maps"], e["snr_db"], e["cbr_target"]) for e in entries):
-        for name, found in synthesis_entries(entries, maps, snr_db, cbr).items():
-            whole, freeze = found["between"], synthesis_entries(entries, maps, snr_db, cbr).get("freeze", {}).get("between")
-            gains = [a - b for a, b in zip(whole["lpips_by_frame"], freeze["lpips_by_frame"], strict=True)] if freeze else []
+    for point in synthesis_points(entries):
+        maps, groups, snr_db, cbr = point
+        here = synthesis_entries(entries, point)
+        for name, found in here.items():
+            whole, freeze = found["between"], here.get("freeze", {}).get("between")
+            pairs = zip(whole["lpips_by_frame"], freeze["lpips_by_frame"], strict=True) if freeze else ()
+            gains = [a - b for a, b in pairs]
             interval = mean_interval(gains) if gains and name != "freeze" else None
             half = "" if interval is None or interval.low is None else f" ± {interval.mean - interval.low:.4f}"
             lines.append([
-                f"{maps}, {snr_db:g} dB, 1/{1 / cbr:.0f}", name, number(whole["lpips"], digits=4), number(100 * whole["miou"]),
-                number(whole["psnr_db"]), "–" if interval is None else f"{interval.mean:+.4f}{half}",
+                f"{maps}, {groups}, {snr_db:g} dB, 1/{1 / cbr:.0f}", name, number(whole["lpips"], digits=4),
+                number(100 * whole["miou"]), number(whole["psnr_db"]),
+                "–" if interval is None else f"{interval.mean:+.4f}{half}",
                 *(number(found[str(place)]["lpips"], digits=4) for place in range(4)), number(1e3 * whole["cbr"], digits=3),
                 str(whole["map_uses"]),
             ])  # fmt: skip
     columns = [
-        "maps, SNR, CBR",
+        "maps, groups, SNR, CBR",
         "",
         "LPIPS",
         "mIoU, %",

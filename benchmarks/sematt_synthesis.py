@@ -6,14 +6,19 @@ the same CBR, a quarter of the key frames' own rate:
     synthesis             maps between key frames, and the generator
     synthesis and motion  maps and a mesh of motion
     without maps          the generator alone; what maps take goes to the key frame
-    carried on            as `synthesis`, the generator as it starts: the motion of the last two key pictures goes on
+    carried on            as `synthesis`, the generator as it starts: the motion of the last two key pictures goes on, and that
+                          of the maps where there is only one
     freeze                what maps take goes to the key frame, which is repeated
     key frames only       every frame by `sematt-jscc`, at a quarter of the rate
+
+In a row, groups are one session; alone, every group is a session, so that nothing is known of motion but what is sent.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +39,7 @@ from semcast.video.io import open_clips
 
 GOP = 4
 SERIES = ("synthesis", "synthesis and motion", "without maps", "carried on", "freeze", "key frames only")
-HELD = "val[51:]"
+FIRST = 51  # frame of `val` that the second half begins with
 KEY_RATES = {"1/12": 1 / 12, "1/6": 1 / 6}
 
 
@@ -101,41 +106,48 @@ class Watched:
         }
 
 
-def measure(name: str, maps: MapSource, clip: Clip, radio: Radio, weights: dict[str, Path]) -> list[dict[str, Any]]:
+def measure(name: str, maps: MapSource, clips: Sequence[Clip], radio: Radio, weights: dict[str, Path]) -> list[dict[str, Any]]:
     """Rows of a series at one operating point: a row per distance from the key frame, and one for all but key frames."""
     loaded, watched = series(name, maps, weights), Watched()
-    row = transmit_clip(loaded, clip, radio, goal="segment", metrics=(), precision="fp32", on_step=watched.take).row
-    streams = row.streams or {}
-    packets = sum(uses for stream, uses in streams.items() if stream.split("/")[0] == "map" and name != "key frames only")
+    rows = [
+        transmit_clip(loaded, clip, radio, goal="segment", metrics=(), precision="fp32", on_step=watched.take).row
+        for clip in clips
+    ]
+    packets = sum(uses for row in rows for stream, uses in row.streams.items() if stream.partition("/")[0] == "map")
     point = {
-        "series": name, "maps": maps, "clip": clip.name, "snr_db": radio.snr_db, "cbr_target": radio.cbr, "cbr": row.cbr,
-        "channel_uses": row.channel_uses, "map_uses": packets, "weights": loaded.weights,
+        "series": name, "maps": maps, "groups": "alone" if len(clips) > 1 else "in a row", "snr_db": radio.snr_db,
+        "cbr_target": radio.cbr, "cbr": sum(row.cbr for row in rows) / len(rows),
+        "channel_uses": sum(row.channel_uses for row in rows), "weights": loaded.weights,
+        "map_uses": packets if loaded.spec.name == "sematt-video" else 0,
     }  # fmt: skip
     distances = [("between", tuple(range(1, GOP))), *((str(place), (place,)) for place in range(GOP))]
     return [point | {"distance": called} | watched.row(places) for called, places in distances]
 
 
 def synthesis(given: argparse.Namespace) -> None:
-    """Every series at every SNR and rate, predicted maps; with true maps where `--rates` begins."""
+    """Every series at every SNR and rate, predicted maps; with true maps, and groups alone, where `--rates` begins."""
     path = given.out / "synthesis.json"
     entries = read_list(path)
-    (clip,) = open_clips(f"camvid:{given.data}/{HELD}")
+    drive = f"camvid:{given.data}/val"
+    clips = {"in a row": open_clips(f"{drive}[{FIRST}:]")}
+    whole = range(FIRST, FIRST + clips["in a row"][0].info.n_frames - GOP + 1, GOP)
+    clips["alone"] = [clip for at in whole for clip in open_clips(f"{drive}[{at}:{at + GOP}]")]
     weights = {Path(folder).name.rpartition("-")[2]: Path(folder) / "checkpoint" for folder in given.weights}
-    plan = [(maps, rate, snr) for maps in ("predicted", "truth") for rate in given.rates for snr in given.snr]
-    for maps, rate, snr_db in plan:
-        if maps == "truth" and rate != given.rates[0]:
+    cases = (("predicted", "in a row"), ("predicted", "alone"), ("truth", "in a row"))
+    for (maps, groups), rate, snr_db in itertools.product(cases, given.rates, given.snr):
+        if (maps == "truth" or groups == "alone") and rate != given.rates[0]:
             continue
         radio = Radio(snr_db=snr_db, cbr=KEY_RATES[rate] / GOP)
         for name in given.systems or SERIES:
-            at = {"series": name, "maps": maps, "snr_db": snr_db, "cbr_target": radio.cbr}
+            at = {"series": name, "maps": maps, "groups": groups, "snr_db": snr_db, "cbr_target": radio.cbr}
             if any(all(entry[key] == value for key, value in at.items()) for entry in entries):
                 continue
-            found = measure(name, "truth" if maps == "truth" else "predicted", clip, radio, weights)
+            found = measure(name, "truth" if maps == "truth" else "predicted", clips[groups], radio, weights)
             entries += found
             write_list(path, entries)
             for entry in found:
                 print(
-                    f"{name:21} {maps:9} {snr_db:4g} dB  CBR {entry['cbr']:.5f}  distance {entry['distance']:7} "
+                    f"{name:21} {maps:9} {groups:8} {snr_db:4g} dB  CBR {entry['cbr']:.5f}  distance {entry['distance']:7} "
                     f"LPIPS {entry['lpips']:.4f}  PSNR {entry['psnr_db']:5.2f} dB  mIoU {100 * entry['miou']:5.2f} %",
                     flush=True,
                 )

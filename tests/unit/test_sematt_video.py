@@ -31,7 +31,7 @@ from semcast.systems.sematt.following import (
     pack,
     unpack,
 )
-from semcast.systems.sematt.generator import Generator, GeneratorConfig, carried_on
+from semcast.systems.sematt.generator import Generator, GeneratorConfig, carried_on, motion_of_maps
 from semcast.systems.sematt.small import SmallConfig
 from semcast.systems.sematt.system import SemAttSystem
 from semcast.systems.sematt.video import SemAttVideo, VideoConfig, flow_to_first, other_scene
@@ -110,11 +110,11 @@ def test_a_mesh_comes_back_and_large_jumps_are_cut_short() -> None:
 
 def test_packets_are_taken_apart_or_refused() -> None:
     for with_mesh in (False, True):
-        one = Following(2, 1, b"ab" if with_mesh else b"", b"xyz")
+        one = Following(2, 1, b"ab" if with_mesh else b"", b"xyz", True)
         assert unpack(pack(one, with_mesh), with_mesh) == one
     assert unpack(b"", False) is None
     assert unpack(b"\x00\xff\xffab", True) is None
-    assert unpack(pack(Following(3, NO_MAP, b"", b""), False), False) == (3, NO_MAP, b"", b"")
+    assert unpack(pack(Following(3, NO_MAP), False), False) == (3, NO_MAP, b"", b"", False)
 
 
 # -- the generator -----------------------------------------------------------------------------------------------------------
@@ -163,6 +163,25 @@ def test_flow_from_frame_to_frame_is_chained() -> None:
     flow = torch.zeros(1, 3, 2, 16, 16)
     flow[:, 1:, 0] = 2.0
     assert torch.equal(flow_to_first(flow)[0, :, 0, 8, 8], torch.tensor([0.0, -2.0, -4.0]))
+
+
+@torch.no_grad()
+def test_maps_tell_of_motion_where_nothing_else_does() -> None:
+    """An affine motion is read from two maps; two equal ones, or blank ones, stand still."""
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(30.0), indexing="ij")
+
+    def at(scale: float, shift: float) -> Tensor:
+        u, v = (x - 14.5) / scale - shift, (y - 11.5) / scale
+        classes = (torch.hypot(u, v) < 6).long() + (v > 3).long() + (u > 9).long()
+        return torch.nn.functional.one_hot(classes.clamp_max(3), CLASSES).movedim(-1, 0)[None].float()
+
+    still, blank = at(1, 0), torch.zeros(1, CLASSES, 24, 30)
+    assert float(motion_of_maps(still, still).abs().max()) < 1e-3
+    assert float(motion_of_maps(still, blank).abs().max()) < 8  # finite and bounded, whatever it is
+    assert not bool(motion_of_maps(blank, blank).any())
+    flow = motion_of_maps(still, at(1.1, 0.5))
+    exact = torch.stack([(x - 14.5) / 1.1 - 0.5 - (x - 14.5), (y - 11.5) / 1.1 - (y - 11.5)])[None]
+    assert float((flow - exact).square().sum(1).mean().sqrt()) < 0.5 * float(exact.square().sum(1).mean().sqrt())
 
 
 # -- the system --------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
     packet = head | [length, mesh] | map
 
-The head is one byte: which frame of the group is the key frame that this one follows, itself included, and the grid of the map.
-All maps follow that of the key frame, which both ends have; so a lost packet takes one frame with it and no other.
+The head is one byte: which frame of the group is the key frame that this one follows, itself included, the grid of the map, and
+whether both maps together tell how the picture moved. All maps follow that of the key frame, which both ends have; so a lost packet
+takes one frame with it and no other.
 """
 
 from __future__ import annotations
@@ -176,26 +177,32 @@ def _activity(symbols: Map) -> Map:
 
 
 class Following(NamedTuple):
-    """A packet, taken apart: place of the key frame in its group, number of the grid, the mesh's bytes and the map's."""
+    """A packet, taken apart.
+
+    Attributes:
+        key: place of the key frame in its group. level: number of the grid. mesh, map: their bytes. moves: whether the motion
+            of the maps brings the key picture closer to the frame than it is as it stands.
+    """
 
     key: int
     level: int
-    mesh: bytes
-    map: bytes
+    mesh: bytes = b""
+    map: bytes = b""
+    moves: bool = False
 
 
 def pack(found: Following, with_mesh: bool) -> bytes:
     """One packet; the place of the key frame is below ``MOST_FRAMES``."""
     length = struct.pack("<H", len(found.mesh)) if with_mesh else b""
-    return bytes([found.key | found.level << 5]) + length + found.mesh + found.map
+    return bytes([found.key | found.level << 5 | found.moves << 7]) + length + found.mesh + found.map
 
 
 def unpack(data: bytes, with_mesh: bool) -> Following | None:
     """The inverse of :func:`pack`; None where it is damaged."""
-    if not data or data[0] >> 5 > NO_MAP or (with_mesh and len(data) < 3):
+    if not data or (with_mesh and len(data) < 3):
         return None
     begin = 3 if with_mesh else 1
     end = begin + (struct.unpack_from("<H", data, 1)[0] if with_mesh else 0)
     if end > len(data):
         return None
-    return Following(data[0] & (MOST_FRAMES - 1), data[0] >> 5, data[begin:end], data[end:])
+    return Following(data[0] & (MOST_FRAMES - 1), data[0] >> 5 & 3, data[begin:end], data[end:], bool(data[0] >> 7))

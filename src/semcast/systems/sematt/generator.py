@@ -25,6 +25,7 @@ from semcast.layers.warp import warp
 
 EIGHTH, QUARTER = 8, 4
 TURNS = 3  # that a flow is carried on in; by then it changes by less than the sampling does
+FITS, RIDGE = 8, 0.02  # steps of the motion of maps, and how much each is held back
 LONGEST = 0.25  # of a picture's longer side: what a carried flow is kept below
 
 
@@ -59,6 +60,44 @@ def carried_on(moved: Tensor, share: float) -> Tensor:
         flow = warp(step, flow)
     most = LONGEST * max(moved.shape[-2:])
     return flow.clamp(-most, most)
+
+
+@torch.no_grad()
+def motion_of_maps(before: Tensor, now: Tensor) -> Tensor:
+    """The affine motion under which one map becomes the other, as a flow with ``warp(before, flow)`` close to ``now``.
+
+    Least squares by Gauss and Newton on smoothed maps, cells that do not fit counting less: what maps alone tell of motion.
+
+    Args:
+        before, now: one-hot (B, M, h, w).
+
+    Returns:
+        (B, 2, h, w) in cells; noughts where there is nothing to fit.
+    """
+    height, width = now.shape[-2:]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    basis = torch.stack([torch.ones_like(x), x, y]).to(now.device)
+    before, now = _smoothed(before), _smoothed(now)
+    wide = F.pad(before, (1, 1, 1, 1), mode="replicate")
+    slopes = (wide[..., 1:-1, 2:] - wide[..., 1:-1, :-2]) / 2, (wide[..., 2:, 1:-1] - wide[..., :-2, 1:-1]) / 2
+    found = torch.zeros(len(now), 6, device=now.device)
+    for _ in range(FITS):
+        flow = torch.einsum("bck,khw->bchw", found.unflatten(1, (2, 3)), basis)
+        missing = now - warp(before, flow)
+        weight = 1 / (missing.square().sum(1) + 0.05)
+        lines = torch.cat([warp(slope, flow)[:, :, None] * basis for slope in slopes], 2)  # (B, M, 6, h, w)
+        A = torch.einsum("bmihw,bmjhw,bhw->bij", lines, lines, weight)
+        g = torch.einsum("bmihw,bmhw,bhw->bi", lines, missing, weight)
+        stiff = RIDGE * A.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-3
+        found = found + torch.linalg.solve(A + stiff * torch.eye(6, device=A.device), g)
+    return torch.einsum("bck,khw->bchw", found.unflatten(1, (2, 3)), basis).clamp(-LONGEST * width, LONGEST * width)
+
+
+def _smoothed(maps: Tensor) -> Tensor:
+    """Maps (B, M, h, w) without their steps."""
+    line = maps.new_tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line).expand(maps.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(maps, (1, 1, 1, 1), mode="replicate"), kernel, groups=maps.shape[1])
 
 
 def pooled(x: Tensor, stride: int) -> Tensor:

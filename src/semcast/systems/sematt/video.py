@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from semcast.systems.sematt.following import (
     pack,
     unpack,
 )
-from semcast.systems.sematt.generator import Generator, GeneratorConfig, carried_on, enlarged
+from semcast.systems.sematt.generator import EIGHTH, Generator, GeneratorConfig, carried_on, enlarged, motion_of_maps
 from semcast.systems.sematt.maps import Map, class_map
 from semcast.systems.sematt.system import SemAttSystem
 from semcast.types import (
@@ -110,6 +110,19 @@ class RxState:
     moved: Tensor | None = None
     doubt: Tensor | None = None
     snr_db: Tensor | None = None
+
+
+class Told(NamedTuple):
+    """What arrived about a frame.
+
+    Attributes:
+        now: its map (B, M, h, w), one-hot. mesh: (B, 2, mh, mw) in half pixels. moves: (B,) 1 where the motion of the maps
+            holds, else 0. Each None where it is not known.
+    """
+
+    now: Tensor | None = None
+    mesh: Tensor | None = None
+    moves: Tensor | None = None
 
 
 class SemAttVideo(System):
@@ -214,15 +227,24 @@ class SemAttVideo(System):
             for i in range(1, len(frames)):
                 key = max(p for p in places if p <= i)
                 if key == i:
-                    packets.append(Packet(pack(Following(i, NO_MAP, b"", b""), self.config.mesh)))
+                    packets.append(Packet(pack(Following(i, NO_MAP), self.config.mesh)))
                     continue
                 now, before = (coarser(classes[j : j + 1], GRIDS[level] // GRIDS[0], self.coder.classes) for j in (i, key))
                 coded = self.coder.encode(now[0].cpu().numpy(), before[0].cpu().numpy(), level)
-                packets.append(Packet(pack(Following(key, level, meshes.get(i, b""), coded), self.config.mesh)))
+                told = finer(now, GRIDS[level] // GRIDS[0], (classes.shape[1], classes.shape[2]))
+                moves = bool(self._moves(frames[key : key + 1], frames[i : i + 1], classes[key : key + 1], told))
+                packets.append(Packet(pack(Following(key, level, meshes.get(i, b""), coded, moves), self.config.mesh)))
             uses = budget.uses_for_packets([len(packet.data) for packet in packets], None)
             if uses <= (FINE_SHARE if level < len(GRIDS) - 1 else LARGEST_SHARE) * budget.uses:
                 return places, packets
         return [0], []
+
+    def _moves(self, key: Tensor, frame: Tensor, before: Tensor, now: Tensor) -> Tensor:
+        """Whether the motion from maps to maps (B, h, w) brings key frames (B, 3, H, W) closer to frames, (B,) bool."""
+        key, frame = (pad_to(x, self.key.code.multiple) for x in (key, frame))
+        moved = warp(key, map_flow(one_hot(before, self.coder.classes), one_hot(now, self.coder.classes)))
+        found: Tensor = (moved - frame).square().flatten(1).mean(1) < (key - frame).square().flatten(1).mean(1)
+        return found
 
     def _mesh(self, frame: Tensor, key: Tensor) -> Map:
         """Median motion (h, w, 2) of every cell of a frame (3, H, W) against the key frame, in half pixels."""
@@ -235,12 +257,13 @@ class SemAttVideo(System):
         return found
 
     def _stand_ins(self, frames: Tensor, classes: Tensor, generator: torch.Generator) -> Digital:
-        """What packets would tell about all frames but the first, as numbers: map and mesh, flat, of every frame."""
+        """What packets would tell about all frames but the first, as numbers: map, mesh, and whether the map moves, flat."""
         batch, t = classes.shape[:2]
         level = int(torch.multinomial(torch.tensor(TRAINED_GRIDS), 1, generator=generator))
         times = GRIDS[level] // GRIDS[0]
         coarse = coarser(classes.flatten(0, 1), times, self.coder.classes)
-        told = finer(coarse, times, (classes.shape[2], classes.shape[3])).unflatten(0, (batch, t))[:, 1:].flatten(2).float()
+        maps = finer(coarse, times, (classes.shape[2], classes.shape[3])).unflatten(0, (batch, t))
+        told = maps[:, 1:].flatten(2).float()
         kept = coarse.unflatten(0, (batch, t)).cpu().numpy()
         bits = [[8 + self.coder.bits(one[i], one[0], level) for i in range(1, t)] for one in kept]
         if self.config.mesh:
@@ -249,7 +272,8 @@ class SemAttVideo(System):
             bits = [[b + 8 * len(coder.encode(m)) for b, m in zip(*row, strict=True)] for row in zip(bits, meshes, strict=True)]
             made = [[coder.mesh(coder.symbols(mesh)).reshape(-1) for mesh in row] for row in meshes]
             told = torch.cat([told, torch.from_numpy(np.array(made)).float().to(told.device)], 2)
-        return Digital(proxy=told, est_bits=torch.tensor(bits))
+        moves = [self._moves(frames[:, 0], frames[:, i], classes[:, 0], maps[:, i]).float() for i in range(1, t)]
+        return Digital(proxy=torch.cat([told, torch.stack(moves, 1)[..., None]], 2), est_bits=torch.tensor(bits))
 
     # -- receiver --------------------------------------------------------------------------------------------------------
 
@@ -270,10 +294,10 @@ class SemAttVideo(System):
                 continue
             assert state.picture is not None
             state.since += 1
-            now, mesh = self._told_now(received.get("map"), told.get(i), i, state, generator)
-            concealed += int(now is None)
+            of_frame = self._told_now(received.get("map"), told.get(i), i, state, generator)
+            concealed += int(of_frame.now is None)
             if self.generates:
-                picture, flow = self._synthesise(state, now, mesh)
+                picture, flow = self._synthesise(state, of_frame)
                 shown.append(picture if self.training else torch.nan_to_num(picture).clamp(0, 1))
                 flows.append(flow)
             else:
@@ -304,10 +328,8 @@ class SemAttVideo(System):
         state.snr_db = -10 * latent.equalised()[1].mean(1).log10()
         return decoded.concealed
 
-    def _told_now(
-        self, stream: object, found: Following | None, at: int, state: RxState, generator: torch.Generator
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What arrived about the frame at this place: its map (B, M, h, w), one-hot, and the mesh (B, 2, mh, mw) in pixels."""
+    def _told_now(self, stream: object, found: Following | None, at: int, state: RxState, generator: torch.Generator) -> Told:
+        """What arrived about the frame at this place."""
         assert state.classes is not None
         size = (state.classes.shape[1], state.classes.shape[2])
         mesh_size = self._mesh_size(state)
@@ -317,28 +339,33 @@ class SemAttVideo(System):
             )
             told = stream.proxy[:, at - 1]
             now = one_hot(told[:, : size[0] * size[1]].round().long().unflatten(1, size), self.coder.classes)
-            mesh = told[:, size[0] * size[1] :].unflatten(1, (*mesh_size, 2)).movedim(-1, 1) if self.config.mesh else None
-            return now * kept[:, None, None, None], mesh
+            vectors = told[:, size[0] * size[1] : -1]
+            mesh = vectors.unflatten(1, (*mesh_size, 2)).movedim(-1, 1) if self.config.mesh else None
+            return Told(now * kept[:, None, None, None], mesh, told[:, -1] * kept)
         if found is None or found.level == NO_MAP or at - found.key != state.since or state.map_lost:
-            return None, None
+            return Told()
         times = GRIDS[found.level] // GRIDS[0]
         before = coarser(state.classes, times, self.coder.classes)
         one = self.coder.decode(found.map, before[0].cpu().numpy(), found.level)
-        vectors = self.mesh_coder.decode(found.mesh, *mesh_size) if self.config.mesh else None
-        mesh = None if vectors is None else torch.from_numpy(vectors).float().movedim(-1, 0)[None].to(before.device)
+        made = self.mesh_coder.decode(found.mesh, *mesh_size) if self.config.mesh else None
+        mesh = None if made is None else torch.from_numpy(made).float().movedim(-1, 0)[None].to(before.device)
         if one is None:
-            return None, mesh
-        return one_hot(finer(torch.from_numpy(one)[None].to(before.device), times, size), self.coder.classes), mesh
+            return Told(None, mesh)
+        now = one_hot(finer(torch.from_numpy(one)[None].to(before.device), times, size), self.coder.classes)
+        return Told(now, mesh, torch.full((1,), float(found.moves), device=now.device))
 
     def _mesh_size(self, state: RxState) -> tuple[int, int]:
         return -(-state.fmt.height // MESH_CELL), -(-state.fmt.width // MESH_CELL)
 
-    def _synthesise(self, state: RxState, now: Tensor | None, mesh: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _synthesise(self, state: RxState, of_frame: Told) -> tuple[Tensor, Tensor]:
         """The frame ``state.since`` frames after the key picture, and its flow to it."""
         assert state.picture is not None
         assert state.classes is not None
         assert state.snr_db is not None
-        picture = state.picture
+        picture, (now, mesh, moves) = state.picture, of_frame
+        before = one_hot(state.classes, self.coder.classes)
+        if state.map_lost and not self.training:
+            before = torch.zeros_like(before)
         if state.before is not None and state.moved is None:
             state.moved = dense_flow(picture, state.before)
             state.doubt = (picture - warp(state.before, state.moved)).abs().mean(1, keepdim=True)
@@ -351,9 +378,8 @@ class SemAttVideo(System):
             flow = enlarged(mesh / PER_PIXEL, MESH_CELL)[..., : size[0], : size[1]]
             flow = F.pad(flow, (0, size[1] - flow.shape[-1], 0, size[0] - flow.shape[-2]), mode="replicate")
             doubt = torch.zeros_like(doubt)
-        before = one_hot(state.classes, self.coder.classes)
-        if state.map_lost and not self.training:
-            before = torch.zeros_like(before)
+        elif state.moved is None and now is not None and moves is not None:
+            flow = map_flow(before, now) * moves[:, None, None, None]
         now = torch.zeros_like(before) if now is None else now
         told = torch.stack([torch.full_like(state.snr_db, state.since / 4), state.snr_db.clamp(-10, 40) / 20], 1)
         frame, flow = self.generator(picture, flow, doubt, before, now, told)
@@ -403,6 +429,11 @@ def other_scene(a: Tensor, b: Tensor) -> Tensor:
     return (F.avg_pool2d(a, 8, ceil_mode=True) - F.avg_pool2d(b, 8, ceil_mode=True)).abs().mean() > CUT
 
 
+def map_flow(before: Tensor, now: Tensor) -> Tensor:
+    """The motion of one-hot maps (B, M, h, w) as a flow in pixels (B, 2, 8 h, 8 w)."""
+    return enlarged(EIGHTH * motion_of_maps(before, now), EIGHTH)
+
+
 def one_hot(classes: Tensor, count: int) -> Tensor:
     """(B, h, w) int64 -> (B, M, h, w) float32."""
     return F.one_hot(classes.clamp(0, count - 1), count).movedim(-1, 1).float()
@@ -422,5 +453,7 @@ def flow_to_first(flow: Tensor) -> Tensor:
 # - It draws on the last key picture, not on the last synthesised frame: errors do not add up, and nothing is sampled twice.
 # - The paper says neither how long a group is nor how maps of other frames are coded. Four frames; maps follow the key frame's
 #   under a static model, on the finest of three grids that takes at most 5 % of the group's channel uses.
+# - Where the receiver has no earlier key picture, motion is an affine one that is fitted to both maps; a bit of the head says
+#   whether it holds, which the transmitter tries on the source.
 # - A group that has more to spend than its key frame can hold has more key frames; a change of scenes begins with one.
 # - mesh (preset motion): vectors of motion beside the map, estimated on the source, coded and charged. The paper has maps only.
