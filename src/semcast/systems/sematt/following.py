@@ -3,8 +3,8 @@
     packet = head | [length, mesh] | map
 
 The head is one byte: which frame of the group is the key frame that this one follows, itself included, the grid of the map, and
-whether both maps together tell how the picture moved. All maps follow that of the key frame, which both ends have; so a lost packet
-takes one frame with it and no other.
+whether both maps together tell how the picture moved. All maps follow that of the key frame, which both ends have; so a lost
+packet takes one frame with it and no other.
 """
 
 from __future__ import annotations
