@@ -3,8 +3,8 @@
     packet = head | [length, mesh] | map
 
 The head is one byte: which frame of the group is the key frame that this one follows, itself included, the grid of the map, and
-whether both maps together tell how the picture moved. All maps follow that of the key frame, which both ends have; so a lost
-packet takes one frame with it and no other.
+whether the motion of the maps is to be taken. All maps follow that of the key frame, which both ends have; so a lost packet
+takes one frame with it and no other.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Following(NamedTuple):
 
     Attributes:
         key: place of the key frame in its group. level: number of the grid. mesh, map: their bytes. moves: whether the motion
-            of the maps brings the key picture closer to the frame than it is as it stands.
+            of the maps brings the key picture closer to the frame than motion that goes on as it went.
     """
 
     key: int

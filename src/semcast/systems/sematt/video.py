@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,10 +83,12 @@ class VideoConfig:
 
 @dataclass
 class TxState:
-    """The transmitter's own: session header, and the key-frame system's."""
+    """The transmitter's own: session header, the key-frame system's, the last key frame (B, 3, H, W), how long ago it was."""
 
     fmt: Format
     key: Any
+    before: Tensor | None = None
+    gap: int = 1
 
 
 @dataclass
@@ -117,7 +120,7 @@ class Told(NamedTuple):
 
     Attributes:
         now: its map (B, M, h, w), one-hot. mesh: (B, 2, mh, mw) in half pixels. moves: (B,) 1 where the motion of the maps
-            holds, else 0. Each None where it is not known.
+            is to be taken, else 0. Each None where it is not known.
     """
 
     now: Tensor | None = None
@@ -171,14 +174,15 @@ class SemAttVideo(System):
         if self.training:
             places, left = [0], budget.uses
             if classes.shape[1] > 1:
-                streams["map"] = self._stand_ins(step.frames, classes, generator)
+                streams["map"] = self._stand_ins(step.frames, classes, state, generator)
         else:
-            places, packets = self._plan(step.frames[0], classes[0], budget)
+            places, packets = self._plan(step.frames[0], classes[0], budget, state)
             sizes = [len(packet.data) for packet in packets]
             charged = bool(sizes) and "map" not in budget.assumed_free
             left = budget.uses - (budget.uses_for_packets(sizes, None) if charged else 0)
             if packets:
                 streams["map"] = Digital([packets])
+        state.before, state.gap = step.frames[:, places[-1]], step.frames.shape[1] - places[-1]
         self.key.maps = "truth"  # as this transmitter has it
         each = left // len(places)
         for place in places:
@@ -205,7 +209,7 @@ class SemAttVideo(System):
         height, width = (-(-side // self.key.code.multiple) * self.key.code.multiple for side in frames.shape[-2:])
         return self.key.code.capacity(height, width) // 2
 
-    def _plan(self, frames: Tensor, classes: Tensor, budget: Budget) -> tuple[list[int], list[Packet]]:
+    def _plan(self, frames: Tensor, classes: Tensor, budget: Budget, state: TxState) -> tuple[list[int], list[Packet]]:
         """Places of the key frames in a group (t, 3, H, W) with maps (t, h, w), and the packets of all frames but the first.
 
         Maps go on the finest grid that leaves enough to the key frames; where none does, nothing is told, not even further
@@ -218,6 +222,8 @@ class SemAttVideo(System):
                 places.append(i)
         if len(frames) == 1 or not self.sends_maps:
             return [0], []
+        past = {0: (state.before, state.gap)} | {b: (frames[a : a + 1], b - a) for a, b in pairwise(places)}
+        moved = {key: self._moved(frames[key : key + 1], before) for key, (before, _) in past.items()}
         meshes = {}
         for i in range(1, len(frames)):
             if self.config.mesh and i not in places:
@@ -232,18 +238,28 @@ class SemAttVideo(System):
                 now, before = (coarser(classes[j : j + 1], GRIDS[level] // GRIDS[0], self.coder.classes) for j in (i, key))
                 coded = self.coder.encode(now[0].cpu().numpy(), before[0].cpu().numpy(), level)
                 told = finer(now, GRIDS[level] // GRIDS[0], (classes.shape[1], classes.shape[2]))
-                moves = bool(self._moves(frames[key : key + 1], frames[i : i + 1], classes[key : key + 1], told))
+                motion = moved[key]
+                goes_on = None if motion is None else carried_on(motion, (i - key) / past[key][1])
+                moves = bool(self._moves(frames[key : key + 1], frames[i : i + 1], classes[key : key + 1], told, goes_on))
                 packets.append(Packet(pack(Following(key, level, meshes.get(i, b""), coded, moves), self.config.mesh)))
             uses = budget.uses_for_packets([len(packet.data) for packet in packets], None)
             if uses <= (FINE_SHARE if level < len(GRIDS) - 1 else LARGEST_SHARE) * budget.uses:
                 return places, packets
         return [0], []
 
-    def _moves(self, key: Tensor, frame: Tensor, before: Tensor, now: Tensor) -> Tensor:
-        """Whether the motion from maps to maps (B, h, w) brings key frames (B, 3, H, W) closer to frames, (B,) bool."""
+    def _moved(self, key: Tensor, before: Tensor | None) -> Tensor | None:
+        """How key frames (B, 3, H, W) moved since those before them, where they show the same scene, (B, 2, H', W')."""
+        if before is None or not (self.training or not bool(other_scene(key, before))):
+            return None
+        return dense_flow(pad_to(key, self.key.code.multiple), pad_to(before, self.key.code.multiple))
+
+    def _moves(self, key: Tensor, frame: Tensor, before: Tensor, now: Tensor, goes_on: Tensor | None) -> Tensor:
+        """Whether the motion from maps to maps (B, h, w) brings key frames (B, 3, H, W) closer to frames than that which goes
+        on does, None being no motion; (B,) bool."""
         key, frame = (pad_to(x, self.key.code.multiple) for x in (key, frame))
-        moved = warp(key, map_flow(one_hot(before, self.coder.classes), one_hot(now, self.coder.classes)))
-        found: Tensor = (moved - frame).square().flatten(1).mean(1) < (key - frame).square().flatten(1).mean(1)
+        told = warp(key, map_flow(one_hot(before, self.coder.classes), one_hot(now, self.coder.classes)))
+        rival = key if goes_on is None else warp(key, goes_on)
+        found: Tensor = (told - frame).square().flatten(1).mean(1) < (rival - frame).square().flatten(1).mean(1)
         return found
 
     def _mesh(self, frame: Tensor, key: Tensor) -> Map:
@@ -256,7 +272,7 @@ class SemAttVideo(System):
         found: Map = (PER_PIXEL * cells).round().clamp(-LIMIT, LIMIT).long().movedim(0, -1).cpu().numpy()
         return found
 
-    def _stand_ins(self, frames: Tensor, classes: Tensor, generator: torch.Generator) -> Digital:
+    def _stand_ins(self, frames: Tensor, classes: Tensor, state: TxState, generator: torch.Generator) -> Digital:
         """What packets would tell about all frames but the first, as numbers: map, mesh, and whether the map moves, flat."""
         batch, t = classes.shape[:2]
         level = int(torch.multinomial(torch.tensor(TRAINED_GRIDS), 1, generator=generator))
@@ -272,7 +288,10 @@ class SemAttVideo(System):
             bits = [[b + 8 * len(coder.encode(m)) for b, m in zip(*row, strict=True)] for row in zip(bits, meshes, strict=True)]
             made = [[coder.mesh(coder.symbols(mesh)).reshape(-1) for mesh in row] for row in meshes]
             told = torch.cat([told, torch.from_numpy(np.array(made)).float().to(told.device)], 2)
-        moves = [self._moves(frames[:, 0], frames[:, i], classes[:, 0], maps[:, i]).float() for i in range(1, t)]
+        moved, moves = self._moved(frames[:, 0], state.before), []
+        for i in range(1, t):
+            goes_on = None if moved is None else carried_on(moved, i / state.gap)
+            moves.append(self._moves(frames[:, 0], frames[:, i], classes[:, 0], maps[:, i], goes_on).float())
         return Digital(proxy=torch.cat([told, torch.stack(moves, 1)[..., None]], 2), est_bits=torch.tensor(bits))
 
     # -- receiver --------------------------------------------------------------------------------------------------------
@@ -378,8 +397,10 @@ class SemAttVideo(System):
             flow = enlarged(mesh / PER_PIXEL, MESH_CELL)[..., : size[0], : size[1]]
             flow = F.pad(flow, (0, size[1] - flow.shape[-1], 0, size[0] - flow.shape[-2]), mode="replicate")
             doubt = torch.zeros_like(doubt)
-        elif state.moved is None and now is not None and moves is not None:
-            flow = map_flow(before, now) * moves[:, None, None, None]
+        elif now is not None and moves is not None and bool(moves.any()):
+            taken = moves[:, None, None, None]
+            flow = flow + taken * (map_flow(before, now) - flow)
+            doubt = doubt - taken * (doubt + 1)
         now = torch.zeros_like(before) if now is None else now
         told = torch.stack([torch.full_like(state.snr_db, state.since / 4), state.snr_db.clamp(-10, 40) / 20], 1)
         frame, flow = self.generator(picture, flow, doubt, before, now, told)
@@ -453,7 +474,7 @@ def flow_to_first(flow: Tensor) -> Tensor:
 # - It draws on the last key picture, not on the last synthesised frame: errors do not add up, and nothing is sampled twice.
 # - The paper says neither how long a group is nor how maps of other frames are coded. Four frames; maps follow the key frame's
 #   under a static model, on the finest of three grids that takes at most 5 % of the group's channel uses.
-# - Where the receiver has no earlier key picture, motion is an affine one that is fitted to both maps; a bit of the head says
-#   whether it holds, which the transmitter tries on the source.
+# - Motion is that of the last two key pictures, carried on, or an affine one that is fitted to the maps of key frame and frame.
+#   A bit of the head says which, and the transmitter tries both on the source.
 # - A group that has more to spend than its key frame can hold has more key frames; a change of scenes begins with one.
 # - mesh (preset motion): vectors of motion beside the map, estimated on the source, coded and charged. The paper has maps only.
