@@ -132,7 +132,7 @@ def synthesis_entries(entries: Sequence[Mapping[str, Any]], point: Point) -> dic
 def synthesis_values(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """What synthesis is worth between key frames, the least over all operating points; LPIPS in percent, mIoU in points."""
     values: dict[str, float | None] = {}
-    pairs = [("synthesis", rival) for rival in ("freeze", "carried on", "without maps", "key frames only")]
+    pairs = [("synthesis", rival) for rival in ("freeze", "plain warp", "without maps", "key frames only")]
     pairs += [("synthesis and motion", "freeze"), ("synthesis and motion", "synthesis")]
     for ours, theirs in pairs:
         lpips, miou = [], []

@@ -6,8 +6,7 @@ the same CBR, a quarter of the key frames' own rate:
     synthesis             maps between key frames, and the generator
     synthesis and motion  maps and a mesh of motion
     without maps          the generator alone; what maps take goes to the key frame
-    carried on            as `synthesis`, the generator as it starts: the motion of the last two key pictures goes on, and that
-                          of the maps where there is only one
+    plain warp            as `synthesis`, the generator as it starts: nothing corrected, nothing filled in
     freeze                what maps take goes to the key frame, which is repeated
     key frames only       every frame by `sematt-jscc`, at a quarter of the rate
 
@@ -38,7 +37,7 @@ from semcast.video.clip import Clip
 from semcast.video.io import open_clips
 
 GOP = 4
-SERIES = ("synthesis", "synthesis and motion", "without maps", "carried on", "freeze", "key frames only")
+SERIES = ("synthesis", "synthesis and motion", "without maps", "plain warp", "freeze", "key frames only")
 FIRST = 51  # frame of `val` that the second half begins with
 KEY_RATES = {"1/12": 1 / 12, "1/6": 1 / 6}
 
@@ -53,7 +52,7 @@ def series(name: str, maps: MapSource, weights: dict[str, Path]) -> Loaded:
     preset = "motion" if name == "synthesis and motion" else "small"
     loaded = load_system(f"sematt-video:{preset}", maps=maps, weights=weights.get(preset))
     assert isinstance(loaded.system, SemAttVideo)
-    if name == "carried on":
+    if name == "plain warp":
         torch.manual_seed(0)
         loaded.system.generator = Generator(loaded.system.config.generator).eval()
     loaded.system.sends_maps = name != "without maps"
