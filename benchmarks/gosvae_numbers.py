@@ -77,7 +77,7 @@ def entry_values(entries: Mapping[str, Entry]) -> dict[str, float | None]:
 
     same = next((label for label in entries if label.startswith("JPEG at") and label.endswith("kB")), "JPEG")
     kept: dict[str, float | None] = {}
-    for name, label in (("kept", "gos-vae"), ("star kept", "gos-vae:star"), ("vq kept", "vq-vae")):
+    for name, label in (("kept", "gos-vae"), ("star kept", "gos-vae:star")):
         known = "original" in entries and label in entries
         kept[name] = 100 * float(entries[label]["miou"] / entries["original"]["miou"]) if known else None
     return kept | {
@@ -121,7 +121,6 @@ def gosvae_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
     for name, ours, theirs in (("seeds over vq", "base", "vq"), ("seeds star over vq", "star", "vq")):
         found = over_seeds(entries, ours, theirs)
         values[name] = sum(found) / len(found) if found else None
-        values[f"least {name}"] = min(found, default=None)
     order = [f"loss: {terms}" for _, terms in LOSSES]
     for worse, better in pairwise(order):
         values[f"{better} over {worse}"] = difference(entries, better, worse)
@@ -144,6 +143,6 @@ def gosvae_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
         for e in read_list(folder / "flicker.json")
     ]
     tables["flicker"] = table(["", "kB a frame", "flicker, levels", "change of the source, levels"], lines)
-    weights = sorted({f"`{e['system']}` {e['weights']}" for e in entries.values() if e.get("weights")})
+    weights = sorted({f"`{e['system']}` {e['weights']}" for e in named if e.get("weights")})
     pictures = sorted({f"{e['pictures']} pictures of {e['input']}" for e in entries.values()})
     return values, tables, f"Weights: {', '.join(weights) or 'none'}. {'; '.join(pictures)}."
