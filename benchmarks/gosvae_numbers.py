@@ -13,7 +13,8 @@ from study_rows import part_rows, read_list
 from semcast.studies.rows import Row
 
 Entry = Mapping[str, Any]
-RATES = ("r2", "small", "r8", "r16", "r32")
+RATES = ("small", "r8", "r16", "r32")
+SEEDS = (2, 3)  # beside the first
 LOSSES = (
     *(("GOS-VAE (CE)", "ce"), ("GOS-VAE (KLD)", "kld"), ("VQ-VAE (KLD)", "mse + kld"), ("VQ-VAE (LPIPS)", "lpips")),
     *(("GOS-VAE (KLD + LPIPS)", "kld + lpips"), ("GOS-VAE (JSD + LPIPS)", "jsd + lpips")),
@@ -68,43 +69,66 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def entry_values(entries: Mapping[str, Entry]) -> dict[str, float | None]:
+    """Differences between systems on the same pictures, by the names that the card's checks have."""
+
+    def over(a: str, b: str, key: str = "miou", scale: float = 100) -> float | None:
+        return difference(entries, a, b, key, scale)
+
+    same = next((label for label in entries if label.startswith("JPEG at") and label.endswith("kB")), "JPEG")
+    kept: dict[str, float | None] = {}
+    for name, label in (("kept", "gos-vae"), ("star kept", "gos-vae:star")):
+        known = "original" in entries and label in entries
+        kept[name] = 100 * float(entries[label]["miou"] / entries["original"]["miou"]) if known else None
+    return kept | {
+        "over vq": over("gos-vae", "vq-vae"), "star over vq": over("gos-vae:star", "vq-vae"),
+        "over jpeg": over("gos-vae", same), "star over jpeg": over("gos-vae:star", same),
+        "vq over jpeg": over("vq-vae", same), "vq over autoencoder": over("vq-vae", "autoencoder"),
+        "over gan": over("gos-vae", "vq-gan"), "jpeg 40 dB": over("original", "JPEG at 40 dB"),
+        "lpips": over("vq-vae", "gos-vae", "lpips_squeeze", 1), "frechet": over("vq-vae", "gos-vae", "frechet_squeeze", 1),
+        "psnr": over("vq-vae", "gos-vae", "psnr_rgb_db", 1),
+    }  # fmt: skip
+
+
+def difference(entries: Mapping[str, Entry], a: str, b: str, key: str = "miou", scale: float = 100) -> float | None:
+    """``key`` of the entry ``a`` less that of ``b``, in points; None where one was not measured."""
+    if a not in entries or b not in entries or entries[a].get(key) is None or entries[b].get(key) is None:
+        return None
+    return float(scale * (entries[a][key] - entries[b][key]))
+
+
+def over_seeds(entries: Mapping[str, Entry], ours: str, theirs: str) -> list[float]:
+    """mIoU of one short training over another, in points, of every seed that both were trained with."""
+    names = ("small", *(f"small, seed {seed}" for seed in SEEDS))
+    found = [difference(entries, f"{ours}: {name}", f"{theirs}: {name}") for name in names]
+    return [value for value in found if value is not None]
+
+
 def gosvae_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str], str]:
     """Values, tables and note that `cards/gos-vae.yaml` names."""
     entries = {e["label"]: e for e in read_list(folder / "table.json")}
+    large = {e["label"]: e for e in read_list(folder / "large" / "table.json")}
     curves = next(iter(read_list(folder / "curves.json")), {})
     speeds = {e["system"]: e for e in read_list(folder / "speed.json")}
     rows = part_rows(folder, "link")
 
-    def miou(label: str) -> float | None:
-        return 100 * entries[label]["miou"] if label in entries else None
-
-    def over(a: str, b: str, key: str = "miou", scale: float = 100) -> float | None:
-        if a not in entries or b not in entries or entries[a].get(key) is None or entries[b].get(key) is None:
-            return None
-        return float(scale * (entries[a][key] - entries[b][key]))
-
-    same = next((label for label in entries if label.startswith("JPEG at") and label.endswith("kB")), "JPEG")
-    clean, ours = miou("original"), miou("gos-vae")
-    values: dict[str, float | None] = {
-        "kept": None if clean is None or ours is None else 100 * ours / clean,
-        "over vq": over("gos-vae", "vq-vae"), "star over vq": over("gos-vae:star", "vq-vae"),
-        "star over base": over("gos-vae:star", "gos-vae"), "over jpeg": over("gos-vae", same),
-        "vq over jpeg": over("vq-vae", same), "vq over autoencoder": over("vq-vae", "autoencoder"),
-        "over gan": over("gos-vae", "vq-gan"), "jpeg 40 dB": over("original", "JPEG at 40 dB"),
-        "lpips": over("vq-vae", "gos-vae", "lpips_squeeze", 1), "frechet": over("vq-vae", "gos-vae", "frechet_squeeze", 1),
-        "psnr": over("vq-vae", "gos-vae", "psnr_rgb_db", 1), "correlation": curves.get("correlation"),
-        "encode": speeds.get("gos-vae", {}).get("encode_fps"), "encode r8": speeds.get("gos-vae:r8", {}).get("encode_fps"),
-    }  # fmt: skip
+    values = entry_values(entries) | {f"large: {name}": value for name, value in entry_values(large).items()}
+    values |= {
+        "correlation": curves.get("correlation"),
+        "encode": speeds.get("gos-vae", {}).get("encode_fps"),
+        "encode r8": speeds.get("gos-vae:r8", {}).get("encode_fps"),
+    }
+    for name, ours, theirs in (("seeds over vq", "base", "vq"), ("seeds star over vq", "star", "vq")):
+        found = over_seeds(entries, ours, theirs)
+        values[name] = sum(found) / len(found) if found else None
     order = [f"loss: {terms}" for _, terms in LOSSES]
     for worse, better in pairwise(order):
-        values[f"{better} over {worse}"] = over(better, worse)
-    values["lpips or not"] = over("loss: jsd + lpips", "loss: kld")
-    worst = [over(f"star: {rate}", f"vq: {rate}") for rate in RATES]
+        values[f"{better} over {worse}"] = difference(entries, better, worse)
+    worst = [difference(entries, f"star: {rate}", f"vq: {rate}") for rate in RATES]
     values["star at every r"] = min((w for w in worst if w is not None), default=None) if None not in worst else None
-    falls = over("base: small", "base: r32")
-    values["fall to r32"] = falls
+    values["fall to r32"] = difference(entries, "base: small", "base: r32")
     named = [entries[label] for label in entries if ":" not in label or label.startswith(("gos-vae:", "vq-vae:"))]
-    tables = {"table": entry_table(named), "link": link_table(rows)}
+    tables = {"table": entry_table(named), "link": link_table(rows), "large": entry_table(list(large.values()))}
     tables["losses"] = entry_table(
         [entries[label] | {"label": name} for (name, _), label in zip(LOSSES, order, strict=True) if label in entries]
     )
@@ -119,6 +143,6 @@ def gosvae_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
         for e in read_list(folder / "flicker.json")
     ]
     tables["flicker"] = table(["", "kB a frame", "flicker, levels", "change of the source, levels"], lines)
-    weights = sorted({f"`{e['system']}` {e['weights']}" for e in entries.values() if e.get("weights")})
+    weights = sorted({f"`{e['system']}` {e['weights']}" for e in named if e.get("weights")})
     pictures = sorted({f"{e['pictures']} pictures of {e['input']}" for e in entries.values()})
     return values, tables, f"Weights: {', '.join(weights) or 'none'}. {'; '.join(pictures)}."

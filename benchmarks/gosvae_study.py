@@ -2,9 +2,10 @@
 
     python benchmarks/gosvae_study.py table --out out/gosvae --clean   # every system, without a channel
     python benchmarks/gosvae_study.py table --out out/gosvae --short --label "loss: kld" --systems gos-vae --weights DIR
-    python benchmarks/gosvae_study.py jpeg --out out/gosvae --kilobytes 9.5  # JPEG at these bytes, and at 40 dB
+    python benchmarks/gosvae_study.py jpeg --out out/gosvae --kilobytes 2.3  # JPEG at these bytes, and at 40 dB
+    python benchmarks/gosvae_study.py table --out out/gosvae/large --clean --size "" --every 3  # at the pictures' own size
     python benchmarks/gosvae_study.py flicker --out out/gosvae --input "camvid:DIR/val[51:]" --kilobytes 2.3
-    python benchmarks/gosvae_study.py curves --out out/gosvae --log runs/gos-vae/log.jsonl
+    python benchmarks/gosvae_study.py curves --out out/gosvae --log runs/gos-vae/log.jsonl --mean-of 4  # an epoch, about
     python benchmarks/gosvae_study.py speed --out out/gosvae
     python benchmarks/gosvae_study.py card --out out/gosvae                # docs/reproduction/gos-vae.md
 
@@ -201,8 +202,11 @@ def flicker(given: argparse.Namespace) -> None:
 def curves(given: argparse.Namespace) -> None:
     """Correlation of the training curves of JSD and LPIPS (fig. 3)."""
     lines = [json.loads(line) for line in Path(given.log).read_text().splitlines()]
-    pairs = np.array([[line["jsd"], line["lpips"]] for line in lines if "jsd" in line and "lpips" in line])
-    entry = {"steps": lines[-1]["step"], "points": len(pairs), "correlation": float(np.corrcoef(pairs.T)[0, 1])}
+    each = np.array([[line["jsd"], line["lpips"]] for line in lines if "jsd" in line and "lpips" in line])
+    pairs = each[: len(each) // given.mean_of * given.mean_of].reshape(-1, given.mean_of, 2).mean(1)
+    single = float(np.corrcoef(each.T)[0, 1])
+    entry = {"steps": lines[-1]["step"], "points": len(pairs), "mean_of": given.mean_of, "single": single}
+    entry["correlation"] = float(np.corrcoef(pairs.T)[0, 1])
     write_list(given.out / "curves.json", [entry | {"first": pairs[0].tolist(), "last": pairs[-1].tolist()}])
     print(entry)
 
@@ -268,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clean", action="store_true", help="the original pictures, too")
     parser.add_argument("--kilobytes", type=floats, default=())
     parser.add_argument("--log", help="log.jsonl of a training")
+    parser.add_argument("--mean-of", type=int, default=1, help="lines of the log that make one point of the curves")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
     given = parser.parse_args(arguments)

@@ -83,6 +83,20 @@ def test_a_dozen_steps_lower_the_loss(
     assert not torch.equal(again.codebook.vectors, fresh().codebook.vectors)
 
 
+def test_the_codebooks_terms_count_as_a_stage_has_them(corpus: Corpus, tmp_path: Path) -> None:
+    def first_loss(terms: dict[str, float], folder: str) -> tuple[float, float]:
+        short = plan("gos-vae", {"terms": terms})
+        short = short.model_copy(update={"stages": (short.stages[0].model_copy(update={"steps": 1}),)})
+        train(fresh(), corpus, short, tmp_path / folder, card={})
+        line = json.loads((tmp_path / folder / "log.jsonl").read_text())
+        return line["loss"], line["quantisation"]
+
+    once, term = first_loss({"mse": 10.0}, "once")
+    often, same = first_loss({"mse": 10.0, "quantisation": 32.0}, "often")
+    assert term == same > 0
+    assert often - once == pytest.approx(31 * term, abs=1e-3)
+
+
 def test_training_goes_on_from_other_weights(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GOS-VAE* begins with what VQ-VAE learned."""
     first = train(fresh("vq-vae"), corpus, plan("vq-vae", {"terms": {"mse": 10.0}}), tmp_path / "vq", card={})

@@ -85,6 +85,19 @@ def test_both_learn_from_the_same(corpus: LabelledCorpus) -> None:
     assert cbr == other[3]
 
 
+def test_it_begins_with_the_weights_that_a_schedule_names(corpus: LabelledCorpus, tmp_path: Path) -> None:
+    """They replace the closed form, which would be fitted to the pictures."""
+    before = made("sematt-jscc")
+    with torch.no_grad():
+        for parameter in before.parameters():
+            parameter.normal_()
+    checkpoint.save(before, tmp_path, {})
+    system = made("sematt-jscc")
+    LabelledSystemWork(system, corpus, plan("sematt-jscc").model_copy(update={"start": str(tmp_path)})).initialise()
+    for name, value in system.named_parameters():
+        assert torch.equal(value, before.get_parameter(name).half().float()), name
+
+
 def test_windows_are_pieces_of_their_pictures() -> None:
     """Neither scaled nor recoloured: red and green are the row and the column, and the labels follow from them."""
     rows, columns = np.meshgrid(np.arange(80), np.arange(100), indexing="ij")

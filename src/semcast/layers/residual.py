@@ -20,32 +20,33 @@ class Conditions(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and an AF module (ADJSCC, fig. 3) around a skip: (B, C, h, w) -> same."""
+    """Two 3x3 convolutions, ``hidden`` channels between them, and an AF module (ADJSCC, fig. 3) around a skip:
+    (B, width, h, w) -> same."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, hidden, 3, padding=1)
+        self.conv2 = nn.Conv2d(hidden, width, 3, padding=1)
         self.attention = AttentionFeature(width, 2)
 
     def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
-        y = self.conv2(F.gelu(self.conv1(x), approximate="tanh"))
+        y = self.conv2(F.gelu(self.conv1(x)))
         return x + self.attention(y, conditions)
 
 
 class Trunk(nn.Module):
     """1x1 conv - residual blocks: (B, in, h, w) -> (B, width, h, w)."""
 
-    def __init__(self, inputs: int, width: int, blocks: int) -> None:
+    def __init__(self, inputs: int, width: int, hidden: int, blocks: int) -> None:
         super().__init__()
         self.stem = nn.Conv2d(inputs + 2, width, 1)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(width, hidden) for _ in range(blocks))
 
     def forward(self, x: Tensor, conditions: Conditions) -> Tensor:
         y = self.stem(torch.cat([x, conditions.maps.to(x.dtype)], 1))
         for block in self.blocks:
             y = block(y, conditions.vector)
-        return F.gelu(y, approximate="tanh")
+        return F.gelu(y)
 
 
 def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -62,18 +63,29 @@ class Synthesis(nn.Module):
 
     Args:
         latents: coefficients of a block. classes, embedding: of blocks, and numbers that describe one. width,
-            fine_width: channels on both grids. blocks, fine_blocks: residual blocks on both.
+            fine_width: channels on both grids. hidden, fine_hidden: channels inside their residual blocks. blocks, fine_blocks:
+            residual blocks on both.
     """
 
     def __init__(
-        self, latents: int, classes: int, embedding: int, width: int, blocks: int, fine_width: int, fine_blocks: int
+        self,
+        *,
+        latents: int,
+        classes: int,
+        embedding: int,
+        width: int,
+        hidden: int,
+        blocks: int,
+        fine_width: int,
+        fine_hidden: int,
+        fine_blocks: int,
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(classes, embedding)
-        self.trunk = Trunk(latents + embedding, width, blocks)
+        self.trunk = Trunk(latents + embedding, width, hidden, blocks)
         self.expand = nn.Conv2d(width, 4 * fine_width, 1)
         self.look = nn.Conv2d(DIMS // 4, fine_width, 1)
-        self.fine = nn.ModuleList(ResidualBlock(fine_width) for _ in range(fine_blocks))
+        self.fine = nn.ModuleList(ResidualBlock(fine_width, fine_hidden) for _ in range(fine_blocks))
         self.head = zero_conv(fine_width, DIMS // 4)
 
     def forward(self, halves: Tensor, unit: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
@@ -83,7 +95,7 @@ class Synthesis(nn.Module):
         fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
         for block in self.fine:
             fine = block(fine, conditions.vector)
-        residual = self.head(F.gelu(fine, approximate="tanh"))
+        residual = self.head(F.gelu(fine))
         return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
 
 

@@ -67,16 +67,19 @@ class SmallConfig:
 
     Attributes:
         classes: of 16x16 blocks; a class decides how many channel uses a block gets. latents: real coefficients per block at
-            most (L). width, fine_width: channels of the convolutions on the grid of blocks, and on the grid of half blocks at
-            the end of the decoder. encoder_blocks, decoder_blocks, fine_blocks: residual blocks of two 3x3 convolutions.
+            most (L). width, fine_width: channels on the grid of blocks, and at the decoder's end on that of half blocks.
+            hidden, fine_hidden: channels between the two 3x3 convolutions of their residual blocks. encoder_blocks,
+            decoder_blocks, fine_blocks: how many of these.
         embedding: numbers that describe a class to the convolutions.
     """
 
     classes: int = 32
     latents: int = 384
     width: int = 192
+    hidden: int = 96
     fine_width: int = 96
-    encoder_blocks: int = 2
+    fine_hidden: int = 48
+    encoder_blocks: int = 1
     decoder_blocks: int = 2
     fine_blocks: int = 2
     embedding: int = 16
@@ -123,7 +126,7 @@ class SmallEncoder(nn.Module):
         super().__init__()
         L = config.latents
         self.embed = nn.Embedding(config.classes, config.embedding)
-        self.trunk = Trunk(L + config.embedding, config.width, config.encoder_blocks)
+        self.trunk = Trunk(L + config.embedding, config.width, config.hidden, config.encoder_blocks)
         self.head = zero_conv(config.width, 2 * L)
 
     def forward(self, coefficients: Tensor, std: Tensor, gain: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
@@ -137,8 +140,17 @@ class SmallDecoder(Synthesis):
     """Estimates of coefficients -> picture: the inverse KLT, and what a network adds to it."""
 
     def __init__(self, config: SmallConfig) -> None:
-        c = config
-        super().__init__(c.latents, c.classes, c.embedding, c.width, c.decoder_blocks, c.fine_width, c.fine_blocks)
+        super().__init__(
+            latents=config.latents,
+            classes=config.classes,
+            embedding=config.embedding,
+            width=config.width,
+            hidden=config.hidden,
+            blocks=config.decoder_blocks,
+            fine_width=config.fine_width,
+            fine_hidden=config.fine_hidden,
+            fine_blocks=config.fine_blocks,
+        )
         self.synthesis = nn.Conv2d(config.latents, DIMS, 1, bias=False)
 
     def decode(self, estimate: Tensor, std: Tensor, mean: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:

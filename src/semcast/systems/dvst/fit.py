@@ -16,6 +16,7 @@ from semcast.layers import block_motion
 from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
 from semcast.layers.side_rate import SideRate
 from semcast.systems.dvst.runs import Coded
+from semcast.systems.dvst.shares import Group
 from semcast.systems.dvst.small import DvstSmall, TxState
 from semcast.types import Budget, Csi, Format, Step
 
@@ -95,22 +96,18 @@ def _granted(clip: Tensor, snr_db: float, cbr: float) -> tuple[Csi, Budget]:
     return Csi(torch.tensor([snr_db])), budget
 
 
-def _key(
-    system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, share: float | None
-) -> tuple[Tensor, int, int, SideRate, TxState]:
-    """Noise-free I-frame, channel uses that are left, told SNR, rate of side information and state."""
+def _key(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, share: float | None) -> tuple[Tensor, int, Group, TxState]:
+    """Noise-free I-frame, channel uses that are left, the group and state."""
     told = round(float(csi.spread_snr_db))
     fmt = Format(clip.shape[-2], clip.shape[-1], cbr=budget.cbr)
     state = TxState(fmt, system.key.start(fmt, "tx"), system.key.start(fmt, "rx"))
     rate = SideRate(budget, budget.robust_mcs(system.config.side_margin_db))
-    if share:
-        uses = round(share * budget.uses)
-    else:
-        uses = system.key_share(clip, system.samples(clip), budget, csi, told, rate, state)
+    group = system.group_of(clip, told, rate)
+    uses = round(share * budget.uses) if share else system.key_uses(group, budget, csi, state)
     granted = replace(budget, uses=uses, nominal_uses=uses)
     generator = torch.Generator().manual_seed(0)
     payload, _, _ = system.key.eval().encode(Step(clip[None, :1]), state.key, csi, granted, generator=generator)
-    return system.key_reference(payload, state, told, generator), budget.uses - uses, told, rate, state
+    return system.key_reference(payload, state, told, generator), budget.uses - uses, group, state
 
 
 def _first_difference(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, rng: random.Random) -> Tensor:
@@ -120,5 +117,5 @@ def _first_difference(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget,
 
 
 def _runs(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget) -> list[list[Coded]]:
-    reference, left, told, rate, state = _key(system, clip, csi, budget, None)
-    return system.encode_group(clip, system.samples(clip), reference, left, told, rate, state)
+    reference, left, group, state = _key(system, clip, csi, budget, None)
+    return system.encode_group(group, reference, left, state)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from semcast.layers.spread import despread, spread
 from semcast.layers.symbols import unit_power
 from semcast.systems.base import Side, System
 from semcast.systems.dvst.runs import UNIT, Coded, Run, amplitude_of, head_size, pack_run, unpack_run
+from semcast.systems.dvst.shares import Group
 from semcast.types import (
     Analog,
     Aux,
@@ -93,7 +94,7 @@ class Synthesis(nn.Module):
         fine = config.fine_width
         self.embed = nn.Embedding(config.classes, 4 * config.embedding)
         self.look = nn.Conv2d(2 * DIMS // 4 + config.embedding, fine, 1)
-        self.fine = nn.ModuleList(ResidualBlock(fine) for _ in range(config.fine_blocks))
+        self.fine = nn.ModuleList(ResidualBlock(fine, fine) for _ in range(config.fine_blocks))
         self.head = zero_conv(fine, DIMS // 4)
 
     def forward(self, difference: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
@@ -104,16 +105,8 @@ class Synthesis(nn.Module):
         fine = self.look(torch.cat([halves - 0.5, 8 * (halves - before), told], 1))
         for block in self.fine:
             fine = block(fine, conditions.vector)
-        residual = self.head(F.gelu(fine, approximate="tanh"))
+        residual = self.head(F.gelu(fine))
         return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
-
-
-class Sample(NamedTuple):
-    """A P-frame that demand is estimated from: vectors (h, w, 2), their bits, and what they leave (1, 3, H, W)."""
-
-    field: Tensor
-    bits: float
-    difference: Tensor
 
 
 @dataclass
@@ -135,10 +128,6 @@ class RxState:
     last: Tensor | None = None
 
 
-LEAST_KEY_SHARE, MOST_KEY_SHARE = 0.1, 0.9
-"""Of a group's channel uses, for its I-frame."""
-SAMPLED = 200
-"""Blocks of a frame that its demand is estimated from, or up to twice as many."""
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
 
@@ -201,8 +190,8 @@ class DvstSmall(System):
         told = round(max(-60.0, min(60.0, float(csi.spread_snr_db.mean()))))
         count = len(frames)
         rate = SideRate(budget, budget.robust_mcs(self.config.side_margin_db))
-        samples = self.samples(frames)
-        key_uses = self.key_share(frames, samples, budget, csi, told, rate, state)
+        group = self.group_of(frames, told, rate)
+        key_uses = self.key_uses(group, budget, csi, state)
         first = Step(step.frames[:, :1], index=step.index, last=step.last)
         key_budget = replace(budget, uses=key_uses, nominal_uses=key_uses)
         try:
@@ -216,7 +205,7 @@ class DvstSmall(System):
         if count == 1:
             return streams, state, aux
         reference = self.key_reference(payload, state, told, generator)
-        runs = self.encode_group(frames, samples, reference, budget.uses - key_uses, told, rate, state)
+        runs = self.encode_group(group, reference, budget.uses - key_uses, state)
         symbols = torch.cat([coded.symbols for run in runs for coded in run] or [torch.zeros(0)])
         packets, at = [], 0
         for run in runs:
@@ -230,19 +219,18 @@ class DvstSmall(System):
     def _side(self, run: Sequence[Coded]) -> bytes:
         return encode_run([(coded.motion, coded.classes.numpy()) for coded in run], self.tables)
 
-    def encode_group(
-        self,
-        frames: Tensor,
-        samples: list[Sample],
-        reference: Tensor,
-        uses: int,
-        told: int,
-        rate: SideRate,
-        state: TxState,
-    ) -> list[list[Coded]]:
+    def group_of(self, frames: Tensor, told: int, rate: SideRate) -> Group:
+        """A group (T, 3, H, W), ready to be shared out."""
+        return Group(frames, self.code, self.tables, told, rate, self.config.key_offset_db)
+
+    def key_uses(self, group: Group, budget: Budget, csi: Csi, state: TxState) -> int:
+        """Channel uses of the group's I-frame."""
+        return group.key_uses(self.key.prices(group.frames[:1], csi), budget, state.bias)  # type: ignore[operator]
+
+    def encode_group(self, group: Group, reference: Tensor, uses: int, state: TxState) -> list[list[Coded]]:
         """P-frames in runs, within a number of channel uses; a run that there is nothing left for is empty."""
-        count = len(frames)
-        price = max(-128, min(127, self._price(frames, samples, reference, uses, told, rate) + state.bias))
+        frames, told, rate, count = group.frames, group.told, group.rate, len(group)
+        price = max(-128, min(127, group.price(reference, uses) + state.bias))
         opening, spent, runs = price, 0, []
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
@@ -328,70 +316,6 @@ class DvstSmall(System):
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
         return context
-
-    def samples(self, frames: Tensor) -> list[Sample]:
-        """A few P-frames of a group (T, 3, H, W) against what comes before them."""
-        count = len(frames)
-        taken = []
-        for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)} if count > 1 else ()):
-            motion = block_motion.estimate(frames[index], frames[index - 1], self.tables.motion, bit_price=0.02)
-            difference = frames[index][None] - block_motion.compensate(frames[index - 1][None], motion.field()[None])
-            taken.append(Sample(motion.field(), block_motion.bits_of(motion, self.tables.motion), difference))
-        return taken
-
-    def _wanted(self, samples: list[Sample], error: Tensor | None, told: int, rate: SideRate) -> Callable[[int], float]:
-        """Channel uses of a P-frame at a price, about, where references err by ``error`` (3, H, W)."""
-        seen = []
-        for sample in samples:
-            difference = sample.difference
-            if error is not None:
-                difference = difference - block_motion.compensate(error[None], sample.field[None])
-            rows = self.code.blocks.analyse(difference)[0].flatten(1).T
-            step = max(1, len(rows) // SAMPLED)
-            part = rows[::step]
-            seen.append((part, self.code.blocks.energies(part), len(rows) / len(part), sample.bits))
-
-        def wanted(price: int) -> float:
-            total = 0.0
-            for rows, energies, times, motion_bits in seen:
-                uses, bits = self.code.demand(rows, energies, price, told, rate.bits_per_use)
-                total += times * (uses / 2 + bits / rate.bits_per_use) + motion_bits / rate.bits_per_use
-            return total / len(seen)
-
-        return wanted
-
-    def key_share(
-        self, frames: Tensor, samples: list[Sample], budget: Budget, csi: Csi, told: int, rate: SideRate, state: TxState
-    ) -> int:
-        """Channel uses of the I-frame: such that P-frames at a price that is higher by ``key_offset_db`` take the others."""
-        count = len(frames)
-        if count == 1:
-            return budget.uses
-        wanted = self._wanted(samples, None, told, rate)
-        price_of: Callable[[Budget], int] = self.key.prices(frames[:1], csi)  # type: ignore[operator]
-        offset = self.config.key_offset_db * math.log2(count) * STEPS_PER_DB + state.bias
-        low, high = LEAST_KEY_SHARE, MOST_KEY_SHARE
-        uses = budget.uses
-        for _ in range(6):
-            share = math.sqrt(low * high)
-            uses = round(share * budget.uses)
-            price = round(price_of(replace(budget, uses=uses, nominal_uses=uses)) + offset)
-            if uses + (count - 1) * wanted(price) > budget.uses:
-                high = share  # what such a price asks for is too much: less for the I-frame raises it
-            else:
-                low = share
-        return uses
-
-    def _price(self, frames: Tensor, samples: list[Sample], reference: Tensor, uses: int, told: int, rate: SideRate) -> int:
-        """Price at which P-frames take ``uses`` together, about."""
-        # References of P-frames err more than the I-frame does, the more so the dearer their channel uses are.
-        more = 10 ** (0.7 * self.config.key_offset_db * math.log2(len(frames)) / 20)
-        wanted = self._wanted(samples, more * (reference - frames[0]), told, rate)
-        low, high = -128, 60
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if (len(frames) - 1) * wanted(middle) > uses else (low, middle)
-        return high
 
     def key_reference(self, payload: Payload, state: TxState, told: int, generator: torch.Generator) -> Tensor:
         """x_check of the I-frame: the receiver's part, without the channel (eq. 2)."""

@@ -26,7 +26,7 @@ from semcast.layers.blocks import pad_to
 from semcast.systems.base import Side, System
 from semcast.systems.gosvae.codebook import Codebook, Quantised, k_means
 from semcast.systems.gosvae.coding import IndexCoder, IndexCounts, unpack
-from semcast.systems.gosvae.losses import Logits, distortion, quantisation_loss
+from semcast.systems.gosvae.losses import CODEBOOK_TERM, Logits, distortion, quantisation_loss
 from semcast.systems.gosvae.networks import (
     PaperConfig,
     PaperDecoder,
@@ -247,8 +247,8 @@ class GosVae(System):
         terms = {str(name): float(weight) for name, weight in dict(stage.get("terms", self.terms)).items()}
         target = self._target[0] if self._target else None
         found = distortion(terms, x, made, target, self.discriminator)
-        weights = {**terms, "discriminator": 1.0, "quantisation": 1.0}
-        found["quantisation"] = quantisation_loss(result.aux["z_e"], q.e)
+        weights = {"discriminator": 1.0, CODEBOOK_TERM: 1.0, **terms}
+        found[CODEBOOK_TERM] = quantisation_loss(result.aux["z_e"], q.e)
         loss = torch.stack([weights[name] * value for name, value in found.items()]).sum()
         psnr = (-10 * (made.detach() - x).square().flatten(1).mean(1).clamp_min(1e-10).log10()).mean()
         return {"loss": loss, "psnr_rgb_db": psnr, **{name: value.detach() for name, value in found.items()}}

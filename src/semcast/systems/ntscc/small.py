@@ -92,13 +92,15 @@ class NtsccSmall(System):
         self.code = BlockCode(config.classes, config.latents, config.rotated)
         self.register_buffer("std", torch.ones(config.latents))
         self.g_s = Synthesis(
-            config.latents,
-            config.classes,
-            config.embedding,
-            config.width,
-            config.decoder_blocks,
-            config.fine_width,
-            config.fine_blocks,
+            latents=config.latents,
+            classes=config.classes,
+            embedding=config.embedding,
+            width=config.width,
+            hidden=config.width,
+            blocks=config.decoder_blocks,
+            fine_width=config.fine_width,
+            fine_hidden=config.fine_width,
+            fine_blocks=config.fine_blocks,
         )
 
     std: Tensor
