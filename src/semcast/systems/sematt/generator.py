@@ -119,12 +119,12 @@ class Generator(nn.Module):
         pixels = 3 * EIGHTH**2
         # picture, as it is and warped; maps of both, and their difference; flow, how far to trust it, where a map is known
         self.stem = nn.Conv2d(2 * pixels + 3 * c.classes + 4, c.width, 1)
-        self.blocks = nn.ModuleList(ResidualBlock(c.width) for _ in range(c.blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(c.width, c.width) for _ in range(c.blocks))
         self.flow_head = zero_conv(c.width, 2 * 4)
         self.mask_head = nn.Conv2d(c.width, 4, 1)
         self.expand = nn.Conv2d(c.width, 4 * c.fine_width, 1)
         self.look = nn.Conv2d(3 * QUARTER**2 + 1, c.fine_width, 1)
-        self.fine = nn.ModuleList(ResidualBlock(c.fine_width) for _ in range(c.fine_blocks))
+        self.fine = nn.ModuleList(ResidualBlock(c.fine_width, c.fine_width) for _ in range(c.fine_blocks))
         self.picture_head = zero_conv(c.fine_width, 3 * QUARTER**2)
 
     def forward(
@@ -149,7 +149,7 @@ class Generator(nn.Module):
         x = self.stem(torch.cat([*seen, *told, coarse / EIGHTH, pooled(doubt, EIGHTH), now.sum(1, keepdim=True)], 1))
         for block in self.blocks:
             x = block(x, conditions)
-        x = F.gelu(x, approximate="tanh")
+        x = F.gelu(x)
         residual = EIGHTH * F.pixel_shuffle(self.flow_head(x).float(), 2)
         flow = flow + enlarged(residual, QUARTER)
         mask = enlarged(torch.sigmoid(F.pixel_shuffle(self.mask_head(x).float(), 2)), QUARTER)
@@ -158,5 +158,5 @@ class Generator(nn.Module):
         y = F.pixel_shuffle(self.expand(x), 2) + self.look(local)
         for block in self.fine:
             y = block(y, conditions)
-        filled = F.pixel_shuffle(self.picture_head(F.gelu(y, approximate="tanh")).float(), QUARTER)
+        filled = F.pixel_shuffle(self.picture_head(F.gelu(y)).float(), QUARTER)
         return moved + mask * filled, flow
