@@ -112,6 +112,72 @@ def complexity_table(entries: Sequence[Mapping[str, Any]]) -> str:
     return table(["", "GFLOPs at 2048x1024", "parameters, M", "kMAC per pixel"], lines)
 
 
+Point = tuple[str, str, float, float]
+
+
+def synthesis_points(entries: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Where maps are from, how groups lie, SNR and CBR of every operating point."""
+    return list(dict.fromkeys((e["maps"], e["groups"], e["snr_db"], e["cbr_target"]) for e in entries))
+
+
+def synthesis_entries(entries: Sequence[Mapping[str, Any]], point: Point) -> dict[str, dict[str, Any]]:
+    """Of one operating point: by series, then by distance from the key frame."""
+    found: dict[str, dict[str, Any]] = {}
+    for e in entries:
+        if (e["maps"], e["groups"], e["snr_db"], e["cbr_target"]) == point:
+            found.setdefault(e["series"], {})[e["distance"]] = e
+    return found
+
+
+def synthesis_values(entries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What synthesis is worth between key frames, the least over all operating points; LPIPS in percent, mIoU in points."""
+    values: dict[str, float | None] = {}
+    pairs = [("synthesis", rival) for rival in ("freeze", "plain warp", "without maps", "key frames only")]
+    pairs += [("synthesis and motion", "freeze"), ("synthesis and motion", "synthesis")]
+    for ours, theirs in pairs:
+        lpips, miou = [], []
+        for point in synthesis_points(entries):
+            found = synthesis_entries(entries, point)
+            a, b = (found.get(name, {}).get("between") for name in (ours, theirs))
+            if a and b:
+                lpips.append(100 * (a["lpips"] / b["lpips"] - 1))
+                miou.append(100 * (a["miou"] - b["miou"]))
+        values[f"{ours}, LPIPS against {theirs}"] = best([*lpips], max)
+        values[f"{ours}, mIoU against {theirs}"] = best([*miou], min)
+    return values
+
+
+def synthesis_table(entries: Sequence[Mapping[str, Any]]) -> str:
+    """A line per operating point and series: between key frames, then LPIPS by the distance from the key frame."""
+    lines = []
+    for point in synthesis_points(entries):
+        maps, groups, snr_db, cbr = point
+        here = synthesis_entries(entries, point)
+        for name, found in here.items():
+            whole, freeze = found["between"], here.get("freeze", {}).get("between")
+            pairs = zip(whole["lpips_by_frame"], freeze["lpips_by_frame"], strict=True) if freeze else ()
+            gains = [a - b for a, b in pairs]
+            interval = mean_interval(gains) if gains and name != "freeze" else None
+            half = "" if interval is None or interval.low is None else f" ± {interval.mean - interval.low:.4f}"
+            lines.append([
+                f"{maps}, {groups}, {snr_db:g} dB, 1/{1 / cbr:.0f}", name, number(whole["lpips"], digits=4),
+                number(100 * whole["miou"]), number(whole["psnr_db"]),
+                "–" if interval is None else f"{interval.mean:+.4f}{half}",
+                *(number(found[str(place)]["lpips"], digits=4) for place in range(4)), number(1e3 * whole["cbr"], digits=3),
+                str(whole["map_uses"]),
+            ])  # fmt: skip
+    columns = [
+        "maps, groups, SNR, CBR",
+        "",
+        "LPIPS",
+        "mIoU, %",
+        "PSNR, dB",
+        "LPIPS against freeze",
+        *(f"LPIPS at {i}" for i in range(4)),
+    ]
+    return table([*columns, "CBR charged, 1e-3", "uses for maps"], lines)
+
+
 def largest_fall(rows: Sequence[Row], key: str) -> float | None:
     """Of a measure from one SNR to the next lower one, over systems."""
     falls: list[float | None] = []
@@ -160,6 +226,8 @@ def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
     values |= {f"seeds {name}": value for name, value in of_seeds.items()}
     for name in ("lpips_squeeze free at 0", "miou free at 5", "psnr_rgb_db free at 0"):
         values.setdefault(f"seeds {name}", None)
+    entries = read_list(folder / "synthesis.json")
+    values |= synthesis_values(entries)
     tables = {
         "1/12": measures_table([*rows, *ablation, *maps]),
         "1/6": measures_table(rows, HIGHER),
@@ -167,6 +235,7 @@ def sematt_numbers(folder: Path) -> tuple[dict[str, float | None], dict[str, str
         "seeds": seeded,
         "coders": coder_table(read_list(folder / "coders.json")),
         "complexity": complexity_table(list(table_1.values())),
+        "synthesis": synthesis_table(entries),
     }
     parts = [f"{name}:\n\n{measures_table(part)}" for name, part in cliffs.items()]
     tables["cliffs"] = "\n\n".join(parts)

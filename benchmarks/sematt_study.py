@@ -5,8 +5,8 @@
 
 `jscc` is figs. 3 to 6 (both codes, true maps, free and charged), `maps` the same code with the segmenter's maps, `digital` the
 chains of figs. 7 and 8 (adaptive, and fixed schemes for the cliff), `seeds` the order of both codes over trainings, `ablation`
-maps without SemAtt, `coders` what maps cost, `complexity` Table I. What is there already is not measured again. Networks
-compute in fp32.
+maps without SemAtt, `coders` what maps cost, `complexity` Table I, `synthesis` the frames between key frames, on the second
+half of CamVid's labelled drive (`val`). What is there already is not measured again. Networks compute in fp32.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import reproduction
 import torch
+from sematt_synthesis import synthesis
 from study_rows import Shelf, expected, write_list
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -211,7 +212,7 @@ def card(given: argparse.Namespace) -> None:
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "jscc": jscc, "maps": maps, "digital": digital, "seeds": seeds, "ablation": ablation,
-    "coders": coders, "complexity": complexity, "card": card,
+    "coders": coders, "complexity": complexity, "synthesis": synthesis, "card": card,
 }  # fmt: skip
 
 
@@ -223,8 +224,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/sematt"), help="folder of the rows")
     parser.add_argument("--every", type=int, default=8, help="take every n-th test picture")
     parser.add_argument("--snr", type=numbers, default=(0.0, 2.0, 5.0, 10.0))
-    parser.add_argument("--rates", type=lambda text: tuple(text.split(",")), default=("1/12",), help="of 1/12,1/6")
-    parser.add_argument("--systems", type=lambda text: tuple(text.split(",")), help="of `digital`")
+    parser.add_argument(
+        "--rates", type=lambda text: tuple(text.split(",")), default=("1/12",), help="of 1/12,1/6: of key frames"
+    )
+    parser.add_argument("--systems", type=lambda text: tuple(text.split(",")), help="of `digital`, or series of `synthesis`")
     parser.add_argument("--no-fixed", dest="fixed", action="store_false", help="`digital` without the cliffs")
     parser.add_argument("--weights", action="append", default=[], help="a run, named TAG-SYSTEM, in place of shipped weights")
     parser.add_argument("--docs", type=Path, default=Path("docs/reproduction"), help="where `card` writes")

@@ -42,6 +42,7 @@ SYSTEMS_FUZZED = (
     "deepjscc:small",
     "gos-vae:small",
     "sematt-jscc:small",
+    "sematt-video:small",
 )
 SIZES = ((64, 64), (96, 80))
 GROWTH_MAX_MB = 700  # resident memory over that of the untouched files

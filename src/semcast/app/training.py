@@ -143,11 +143,14 @@ def _work(
     checkpoint.attach_key(system)
     if schedule.labelled:
         from semcast.training.labelled import load_labelled
+        from semcast.training.labelled_groups import LabelledGroupsWork
         from semcast.training.labelled_system import LabelledSystemWork
 
         labelled = load_labelled(data, parts=schedule.parts, progress=progress)
         found = f"{len(labelled.pictures)} labelled pictures, {labelled.megabytes:.0f} MB,"
-        return LabelledSystemWork(system, labelled, schedule), labelled.sources, found
+        groups = schedule.stages[0].frames > 1
+        made = LabelledGroupsWork(system, labelled, schedule) if groups else LabelledSystemWork(system, labelled, schedule)
+        return made, labelled.sources, found
     smallest = min(stage.size for stage in schedule.stages)
     corpus = load_corpus(data, parts=schedule.parts, every=schedule.every, min_side=smallest, progress=progress)
     found = f"{len(corpus.clips)} clips, {corpus.megabytes:.0f} MB of frames,"

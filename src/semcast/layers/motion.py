@@ -1,12 +1,30 @@
-"""Optical flow by a spatial pyramid (Ranjan, Black, "Optical flow estimation using a spatial pyramid network", CVPR 2017)."""
+"""Optical flow: by a spatial pyramid (Ranjan, Black, "Optical flow estimation using a spatial pyramid network", CVPR 2017), and
+by dense inverse search (Kroeger et al., "Fast optical flow using dense inverse search", ECCV 2016), which learns nothing."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semcast.layers.warp import warp
+
+
+@torch.no_grad()
+def dense_flow(current: Tensor, reference: Tensor) -> Tensor:
+    """(B, 2, H, W) with ``warp(reference, flow)`` close to ``current``, both (B, 3, H, W), by dense inverse search."""
+    import cv2
+
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]  # not in its stubs
+    weights = current.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+
+    def luma(frame: Tensor) -> np.ndarray:
+        levels: np.ndarray = (255 * (frame.float() * weights).sum(0)).clamp(0, 255).round().to(torch.uint8).cpu().numpy()
+        return levels
+
+    found = [search.calc(luma(a), luma(b), None) for a, b in zip(current, reference, strict=True)]
+    return torch.from_numpy(np.stack(found)).movedim(-1, 1).to(current.device)
 
 
 class PyramidFlow(nn.Module):

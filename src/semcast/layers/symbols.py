@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from semcast.types import Analog, RxAnalog
+from semcast.types import Analog, Digital, RxAnalog
 
 STEP_DB, LOW_DB, STEPS = 0.01, -300.0, 65536
 
@@ -77,3 +78,10 @@ def amplitude_steps(amplitude: Tensor) -> Tensor:
 def amplitude_of(steps: Tensor) -> Tensor:
     """The inverse of :func:`amplitude_steps`."""
     return (10 ** ((steps.double() * STEP_DB + LOW_DB) / 20)).float()
+
+
+def unit_power(stream: Analog | Digital) -> Analog | Digital:
+    """A stream at unit power on its own, so that the link leaves the powers of several alone."""
+    if isinstance(stream, Digital):
+        return stream
+    return replace(stream, x=stream.x * stream.x.abs().square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt())

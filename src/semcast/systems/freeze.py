@@ -45,7 +45,8 @@ class Freeze(System):
         # More uses than source values buy nothing for one picture.
         height, width = step.frames.shape[-2:]
         granted = replace(budget, uses=min(budget.uses, 3 * height * width))
-        first = Step(step.frames[:, :1], index=step.index, last=step.last)
+        labels = {name: x[:, :1] for name, x in step.labels.items() if name == "segmentation"}  # a key frame may send its map
+        first = Step(step.frames[:, :1], labels, step.index, step.last)
         payload, key, aux = self.key.encode(first, state.key, csi, granted, generator=generator)
         return payload, FreezeState(key), aux
 

@@ -97,22 +97,29 @@ class Exchange(nn.Module):
         self.system = system
 
     def forward(
-        self, frames: Tensor, link: Link, stage: Stage, cbr: float, generator: torch.Generator, labels: Tensor | None = None
+        self,
+        frames: Tensor,
+        link: Link,
+        stage: Stage,
+        cbr: float,
+        generator: torch.Generator,
+        labels: Tensor | None = None,
+        flow: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """frames (B, t, 3, H, W), and labels (B, t, H, W) where they are known -> named losses."""
-        steps = cut(frames, self.system.frames_per_step, labels)
+        """frames (B, t, 3, H, W), labels (B, t, H, W) and flow (B, t, 2, H, W) where they are known -> named losses."""
+        steps = cut(frames, self.system.frames_per_step, labels, flow)
         height, width = frames.shape[-2:]
         fmt = Format(height, width, goal=stage.goal, system=self.system.name, preset=self.system.preset, cbr=cbr)
         results = list(run(self.system, steps, link, Ledger(), fmt=fmt, generator=generator))
         return self.system.loss(results, stage.goal, stage.options)
 
 
-def cut(frames: Tensor, per_step: int, labels: Tensor | None = None) -> Iterator[Step]:
-    """Crops (B, t, 3, H, W) as steps, with their labels (B, t, H, W) where they are known."""
+def cut(frames: Tensor, per_step: int, labels: Tensor | None = None, flow: Tensor | None = None) -> Iterator[Step]:
+    """Crops (B, t, 3, H, W) as steps, with their labels (B, t, H, W) and flow (B, t, 2, H, W) where they are known."""
     pieces = frames.split(per_step, 1)
+    truth = {name: x.split(per_step, 1) for name, x in (("segmentation", labels), ("flow", flow)) if x is not None}
     for index, piece in enumerate(pieces):
-        known = {} if labels is None else {"segmentation": labels[:, index * per_step : (index + 1) * per_step]}
-        yield Step(piece, known, index, index == len(pieces) - 1)
+        yield Step(piece, {name: parts[index] for name, parts in truth.items()}, index, index == len(pieces) - 1)
 
 
 def _learning_rate(stage: Stage, at: int) -> float:

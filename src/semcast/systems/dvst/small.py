@@ -41,6 +41,7 @@ from semcast.layers.side_coder import (
 )
 from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
+from semcast.layers.symbols import unit_power
 from semcast.systems.base import Side, System
 from semcast.systems.dvst.runs import UNIT, Coded, Run, amplitude_of, head_size, pack_run, unpack_run
 from semcast.systems.dvst.shares import Group
@@ -200,7 +201,7 @@ class DvstSmall(System):
                 raise
             ample = replace(budget, uses=8 * budget.uses, nominal_uses=8 * budget.uses)  # nobody is charged in training
             payload, state.key, aux = self.key.encode(first, state.key, csi, ample, generator=generator)
-        streams: dict[str, Analog | Digital] = {f"key.{name}": _unit_power(stream) for name, stream in payload.items()}
+        streams: dict[str, Analog | Digital] = {f"key.{name}": unit_power(stream) for name, stream in payload.items()}
         if count == 1:
             return streams, state, aux
         reference = self.key_reference(payload, state, told, generator)
@@ -320,7 +321,7 @@ class DvstSmall(System):
         """x_check of the I-frame: the receiver's part, without the channel (eq. 2)."""
         air: dict[str, Any] = {}
         for name, stream in payload.items():
-            unit = _unit_power(stream)
+            unit = unit_power(stream)
             if isinstance(unit, Analog):
                 air[name] = RxAnalog(unit.x, torch.ones_like(unit.x), torch.full(unit.x.shape, 10 ** (-told / 10)))
             else:
@@ -439,10 +440,3 @@ class DvstSmall(System):
         loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
         loss = loss + 0.0 * self.g_s.head.weight.sum()  # where all packets were lost there is nothing else to learn from
         return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
-
-
-def _unit_power(stream: Analog | Digital) -> Analog | Digital:
-    """A stream at unit power on its own, so that the link leaves the powers of several alone."""
-    if isinstance(stream, Digital):
-        return stream
-    return replace(stream, x=stream.x * stream.x.abs().square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt())

@@ -5,7 +5,7 @@ efficient video transmission over wireless channels"; M. Yang, H.-S. Kim, "Deep 
 transmission with adaptive rate control", ICASSP 2022 (DynamicJSCC, the baseline, here without its adaptive rate).
 
 SemAtt, eqs. (1) to (5): attention.py. Published networks: networks.py. Preset ``small``: small.py. Maps: maps.py.
-The systems, eqs. (6) and (7), and the departures from the paper: system.py.
+The systems, eqs. (6) and (7), and the departures from the paper: system.py. Frames between key frames: video.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from semcast.systems.base import SystemSpec
 from semcast.systems.sematt.networks import PaperConfig
 from semcast.systems.sematt.small import SmallConfig
 from semcast.systems.sematt.system import SemAttSystem
+from semcast.systems.sematt.video import SemAttVideo, VideoConfig
 
 DYNAMIC: dict[str, SmallConfig | PaperConfig] = {
     "small": SmallConfig(),
@@ -26,6 +27,7 @@ SEMATT: dict[str, SmallConfig | PaperConfig] = {
     "no-attention": SmallConfig(classes=12),  # what the closed form alone makes of maps
     "paper": PaperConfig(extra="attention"),
 }
+VIDEO = {"small": VideoConfig(), "motion": VideoConfig(mesh=True)}
 
 
 def make_dynamic(preset: str, condition: str) -> SemAttSystem:
@@ -36,6 +38,13 @@ def make_dynamic(preset: str, condition: str) -> SemAttSystem:
 def make_sematt(preset: str, condition: str) -> SemAttSystem:
     """Build a preset of SemAttJSCC with fresh weights."""
     return _make("sematt-jscc", preset, SEMATT)
+
+
+def make_video(preset: str, condition: str) -> SemAttVideo:
+    """Build a preset of SemAttJSCC with synthesised frames, with fresh weights."""
+    if preset not in VIDEO:
+        raise UnknownNameError("preset of sematt-video", preset, VIDEO)
+    return SemAttVideo(preset, VIDEO[preset], make_sematt("small", condition))
 
 
 def _make(name: str, preset: str, configs: dict[str, SmallConfig | PaperConfig]) -> SemAttSystem:
@@ -63,4 +72,13 @@ SEMATT_SPEC = SystemSpec(
     presets=tuple(SEMATT),
     trained=True,
     picture=True,
+)
+VIDEO_SPEC = SystemSpec(
+    name="sematt-video",
+    summary="key frames by sematt-jscc, the frames between them synthesised from their segmentation maps",
+    kind="hybrid",
+    make=make_video,
+    paper="Coppola et al.",
+    presets=tuple(VIDEO),
+    trained=True,
 )

@@ -60,17 +60,8 @@ class MapCoder(nn.Module):
     @torch.no_grad()
     def fit(self, maps: Tensor) -> None:
         """Count the frequencies in maps (N, h, w); contexts that are rare lean on coarser ones."""
-        M = self.classes
-        values = maps.numpy()
-        rows = np.concatenate([self.contexts(one).reshape(-1) for one in values])
-        table = np.zeros((M**3, M))
-        np.add.at(table, (rows, values.reshape(-1)), 1)
-        pairs = np.repeat(table.reshape(M * M, M, M).sum(1), M, 0)  # left and upper neighbour only
-        left = np.repeat(table.reshape(M, M * M, M).sum(1), M * M, 0)
-        p = np.full((M**3, M), 1 / M)
-        for counted, trust in ((left, 1.0), (pairs, 1.0), (table, 2.0)):
-            p = (counted + trust * p) / (counted.sum(1, keepdims=True) + trust)
-        self.frequencies.copy_(torch.from_numpy((1 + np.floor(p * COUNTS)).astype(np.int32)))
+        rows = np.concatenate([self.contexts(one).reshape(-1) for one in maps.numpy()])
+        self.frequencies.copy_(torch.from_numpy(counted(rows, maps.numpy().reshape(-1), self.classes)))
 
     def contexts(self, one: Map) -> Map:
         """Row of the table for every cell of a map (h, w)."""
@@ -108,38 +99,67 @@ class MapCoder(nn.Module):
         return None if found is None else np.minimum(found, self.classes - 1)
 
     def _range_encode(self, one: Map) -> bytes:
-        import constriction
-
-        table = self.frequencies.cpu().numpy().astype(np.float64)[self.contexts(one).reshape(-1)]
-        encoder = constriction.stream.queue.RangeEncoder()
-        model = constriction.stream.model.Categorical(perfect=False)
-        encoder.encode(one.reshape(-1).astype(np.int32), model, table / table.sum(1, keepdims=True))
-        data: bytes = encoder.get_compressed().astype("<u4").tobytes()
-        return data.rstrip(b"\0")  # the decoder puts zeros back
+        return range_encode(one, self.contexts(one), self.frequencies)
 
     def _range_decode(self, data: bytes, h: int, w: int) -> Map | None:
-        import constriction
-
-        words = np.frombuffer(data + bytes(-len(data) % 4 + 8), dtype="<u4").astype(np.uint32)
-        decoder = constriction.stream.queue.RangeDecoder(words)
         M = self.classes
-        table = self.frequencies.cpu().numpy().astype(np.float64)
 
-        @cache
-        def model(row: int) -> Any:
-            return constriction.stream.model.Categorical(table[row] / table[row].sum(), perfect=False)
+        def row(out: Map, i: int, j: int) -> int:
+            left = out[i, j - 1] if j else (out[i - 1, 0] if i else M - 1)
+            up = out[i - 1, j] if i else left
+            right = out[i - 1, min(j + 1, w - 1)] if i else left
+            return int((left * M + up) * M + right)
 
-        out = np.zeros((h, w), dtype=np.int64)
-        try:
-            for i in range(h):
-                for j in range(w):
-                    left = out[i, j - 1] if j else (out[i - 1, 0] if i else M - 1)
-                    up = out[i - 1, j] if i else left
-                    right = out[i - 1, min(j + 1, w - 1)] if i else left
-                    out[i, j] = decoder.decode(model(int((left * M + up) * M + right)))
-        except (AssertionError, ValueError):
-            return None
-        return out
+        return range_decode(data, (h, w), row, self.frequencies)
+
+
+def counted(rows: Map, values: Map, M: int) -> NDArray[np.int32]:
+    """Frequencies (M^3, M) of values, given rows (a M + b) M + c of neighbours; rare contexts lean on (a, b), then on a."""
+    table = np.zeros((M**3, M))
+    np.add.at(table, (rows, values), 1)
+    pairs = np.repeat(table.reshape(M * M, M, M).sum(1), M, 0)
+    firsts = np.repeat(table.reshape(M, M * M, M).sum(1), M * M, 0)
+    p = np.full((M**3, M), 1 / M)
+    for seen, trust in ((firsts, 1.0), (pairs, 1.0), (table, 2.0)):
+        p = (seen + trust * p) / (seen.sum(1, keepdims=True) + trust)
+    return (1 + np.floor(p * COUNTS)).astype(np.int32)
+
+
+def range_encode(values: Map, rows: Map, frequencies: Tensor) -> bytes:
+    """Values in their order, each under its row of the frequencies (rows, symbols)."""
+    import constriction
+
+    table = frequencies.cpu().numpy().astype(np.float64)[rows.reshape(-1)]
+    encoder = constriction.stream.queue.RangeEncoder()
+    model = constriction.stream.model.Categorical(perfect=False)
+    encoder.encode(values.reshape(-1).astype(np.int32), model, table / table.sum(1, keepdims=True))
+    data: bytes = encoder.get_compressed().astype("<u4").tobytes()
+    return data.rstrip(b"\0")  # the decoder puts zeros back
+
+
+def range_decode(data: bytes, shape: tuple[int, int], row: Callable[[Map, int, int], int], frequencies: Tensor) -> Map | None:
+    """The inverse of :func:`range_encode` for an array of two dimensions; None where the bytes are none of it.
+
+    ``row`` is told the array as far as it is decoded, and the place that comes next.
+    """
+    import constriction
+
+    words = np.frombuffer(data + bytes(-len(data) % 4 + 8), dtype="<u4").astype(np.uint32)
+    decoder = constriction.stream.queue.RangeDecoder(words)
+    table = frequencies.cpu().numpy().astype(np.float64)
+
+    @cache
+    def model(index: int) -> Any:
+        return constriction.stream.model.Categorical(table[index] / table[index].sum(), perfect=False)
+
+    out = np.zeros(shape, dtype=np.int64)
+    try:
+        for i in range(shape[0]):
+            for j in range(shape[1]):
+                out[i, j] = decoder.decode(model(row(out, i, j)))
+    except (AssertionError, ValueError):
+        return None
+    return out
 
 
 def _written(write: Callable[[io.BytesIO], None]) -> bytes:

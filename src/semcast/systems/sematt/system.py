@@ -158,7 +158,8 @@ class SemAttSystem(System):
         if not self.training:
             frames = torch.nan_to_num(frames).clamp(0, 1)
         lost = n_frames if map_lost or scale_lost else 0
-        return Decoded(frames=frames.unflatten(0, (-1, n_frames)), concealed=lost), state, {}
+        aux: Aux = {"classes": classes, "map_lost": map_lost}
+        return Decoded(frames=frames.unflatten(0, (-1, n_frames)), concealed=lost), state, aux
 
     def _read_map(self, stream: object, rx: RxAnalog, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, bool]:
         """The map (B, h, w), all unknown where it was lost or is damaged, and whether it was."""
@@ -226,4 +227,4 @@ class SemAttSystem(System):
 # - A lost map is replaced by the unknown class everywhere, which 3 % of the maps in training are.
 # - Training draws rates besides SNRs, takes crops of 192x192, and goes by a cosine instead of early stopping.
 # - DynamicJSCC is the baseline that the paper makes of it: without its adaptive rate.
-# - Non-key frames (vid2vid) are not there: every frame is a key frame.
+# - Every frame is a key frame here; the others (vid2vid): video.py.
