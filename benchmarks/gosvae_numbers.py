@@ -13,7 +13,7 @@ from study_rows import part_rows, read_list
 from semcast.studies.rows import Row
 
 Entry = Mapping[str, Any]
-RATES = ("small", "r8", "r16", "r32")
+RATES = ("r2", "small", "r8", "r16", "r32")
 SEEDS = (2, 3)  # beside the first
 LOSSES = (
     *(("GOS-VAE (CE)", "ce"), ("GOS-VAE (KLD)", "kld"), ("VQ-VAE (KLD)", "mse + kld"), ("VQ-VAE (LPIPS)", "lpips")),
