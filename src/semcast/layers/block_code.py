@@ -222,6 +222,19 @@ class BlockCode(nn.Module):
         bias = (sent * (error + (price - theta) * m)).sum(1)
         return weight, bias
 
+    def errors(self, classes: Tensor, plan: Plan, snr_db: float) -> Tensor:
+        """Mean squared errors (N, L) that coefficients of blocks of these classes (N,) arrive with, about.
+
+        Args:
+            snr_db: as measured; the plan was made for another one, perhaps.
+        """
+        told = plan.told + TOLD_LOW_DB
+        variance = self.blocks.std.square()[classes]
+        curve = (plan.curve + round(snr_db - told)).clamp(0, len(self.expansion.gain_db) - 1)
+        winding = 10 ** (self.expansion.gain_db[curve, (plan.uses - 1).clamp_min(0)] / 10)
+        gain = torch.where(plan.uses == 1, 1 + plan.power * 10 ** (snr_db / 10), winding)
+        return torch.where(plan.uses > 0, variance / gain, variance)
+
     def shifted(self, plan: Plan, decibels: int) -> Plan:
         """The plan for symbols that will be scaled by so many decibels: on the curves of the SNR that this leaves."""
         return plan._replace(curve=(plan.curve + decibels).clamp(0, len(self.expansion.gain_db) - 1))

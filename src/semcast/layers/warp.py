@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def warp(x: Tensor, flow: Tensor) -> Tensor:
-    """y(p) = x(p + flow(p)), bilinear, clamped at the border.
+def warp(x: Tensor, flow: Tensor, mode: str = "bilinear") -> Tensor:
+    """y(p) = x(p + flow(p)), bilinear or bicubic, clamped at the border.
 
     Args:
         x: (B, C, h, w). flow: (B, 2, h, w) in pixels of this map, right and down; where in ``x`` a place of ``y`` comes from.
@@ -18,7 +18,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     columns = torch.arange(w, device=x.device) + flow[:, 0]
     rows = torch.arange(h, device=x.device)[:, None] + flow[:, 1]
     grid = torch.stack([2 * columns / max(w - 1, 1) - 1, 2 * rows / max(h - 1, 1) - 1], -1)
-    return F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=True).to(x.dtype)
+    return F.grid_sample(x.float(), grid, mode=mode, padding_mode="border", align_corners=True).to(x.dtype)
 
 
 def pool_flow(flow: Tensor, stride: int) -> Tensor:

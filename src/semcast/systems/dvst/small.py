@@ -111,12 +111,14 @@ class Synthesis(nn.Module):
 
 @dataclass
 class TxState:
-    """The transmitter's own: session header, key-frame states of both kinds, and by how much the first price was wrong."""
+    """The transmitter's own: session header, key-frame states of both kinds, by how much the first price was wrong, and the
+    last frame as a receiver without noise would have it."""
 
     fmt: Format
     key: Any
     key_rx: Any
     bias: int = 0
+    last: Tensor | None = None
 
 
 @dataclass
@@ -203,10 +205,15 @@ class DvstSmall(System):
             ample = replace(budget, uses=8 * budget.uses, nominal_uses=8 * budget.uses)  # nobody is charged in training
             payload, state.key, aux = self.key.encode(first, state.key, csi, ample, generator=generator)
         streams: dict[str, Analog | Digital] = {f"key.{name}": unit_power(stream) for name, stream in payload.items()}
-        if count == 1:
+        if count == 1 and step.last:
             return streams, state, aux
         reference = self.key_reference(payload, state, told, generator)
+        state.last = reference
+        if count == 1:
+            return streams, state, aux
         runs = self.encode_group(group, reference, budget.uses - key_uses, state)
+        if not step.last:
+            state.last = next((run[-1].reference for run in reversed(runs) if run), reference)
         symbols = torch.cat([coded.symbols for run in runs for coded in run] or [torch.zeros(0)])
         packets, at = [], 0
         for run in runs:
@@ -328,11 +335,16 @@ class DvstSmall(System):
             else:
                 assert unit.packets is not None
                 air[name] = [[packet.data for packet in row] for row in unit.packets]
-        decoded, state.key_rx, _ = self.key.decode(air, state.key_rx, 1, generator=copy.copy(generator))
+        expecting = self._expect(state.key_rx, state.last)
+        decoded, state.key_rx, _ = self.key.decode(air, expecting, 1, generator=copy.copy(generator))
         assert decoded.frames is not None
         return pad_to(decoded.frames[0, 0].clamp(0, 1)[None], BLOCK)[0]
 
     # -- both ends -------------------------------------------------------------------------------------------------------
+
+    def _expect(self, state: Any, last: Tensor | None) -> Any:
+        """The key-frame state of a receiver that has seen ``last``, (1, 3, H, W) or (3, H, W)."""
+        return self.key.expect(state, None if last is None else last.reshape(1, *last.shape[-3:]))  # type: ignore[operator]
 
     def _reconstruct(
         self,
@@ -366,7 +378,7 @@ class DvstSmall(System):
         height, width = state.fmt.height, state.fmt.width
         inner = {name.removeprefix("key."): item for name, item in received.items() if name.startswith("key.")}
         with torch.no_grad():
-            key, state.key, _ = self.key.decode(inner, state.key, 1, generator=generator)
+            key, state.key, _ = self.key.decode(inner, self._expect(state.key, state.last), 1, generator=generator)
         assert key.frames is not None
         concealed, lost_key = key.concealed, key.concealed > 0
         last = key.frames[:, 0].clamp(0, 1)

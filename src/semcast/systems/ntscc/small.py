@@ -23,12 +23,15 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.layers.block_classes import BLOCK, decode_classes, encode_classes, side_margin_db
-from semcast.layers.block_code import BlockCode, joined
+from semcast.layers.block_code import BlockCode, Plan, joined
 from semcast.layers.blocks import pad_to
 from semcast.layers.fair_loss import fair_loss, reference_mse
+from semcast.layers.motion import dense_flow
+from semcast.layers.recall import recall
 from semcast.layers.residual import Synthesis, conditions_of
 from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
+from semcast.layers.warp import warp
 from semcast.systems.base import Side, System
 from semcast.types import (
     Analog,
@@ -71,10 +74,12 @@ class SmallConfig:
 
 
 class State(NamedTuple):
-    """One side: the session header, and at the receiver the last frame, which a lost packet freezes."""
+    """One side: the session header, and at the receiver the last frame, which a lost packet freezes, and a picture (1, 3, H, W)
+    that the next one is likely to resemble, if there is one (:meth:`NtsccSmall.expect`)."""
 
     fmt: Format
     last: Tensor | None = None
+    expected: Tensor | None = None
 
 
 _HEAD = "<bbH"  # told SNR in dB, by how many dB curves are shifted, gain in hundredths of a dB from -100 dB
@@ -174,7 +179,7 @@ class NtsccSmall(System):
         rx, side = received["latent"], received["hyperprior"]
         assert isinstance(rx, RxAnalog)
         height, width = state.fmt.height, state.fmt.width
-        frames = self._decode(side, rx, state.fmt)
+        frames = self._decode(side, rx, state.fmt, state.expected)
         if frames is None:
             last = state.last if state.last is not None else torch.full((1, 3, height, width), 0.5, device=rx.y.device)
             return Decoded(frames=last[:, None], concealed=1), state, {}
@@ -185,7 +190,12 @@ class NtsccSmall(System):
         frames = frames.clamp(0, 1)
         return Decoded(frames=frames.unflatten(0, (-1, n_frames))), State(state.fmt, frames[-1:]), {}
 
-    def _decode(self, side: object, rx: RxAnalog, fmt: Format) -> Tensor | None:
+    @staticmethod
+    def expect(state: State, picture: Tensor | None) -> State:
+        """The receiver's state where the next picture is likely to look like this one (1, 3, H, W), motion apart."""
+        return state._replace(expected=picture)
+
+    def _decode(self, side: object, rx: RxAnalog, fmt: Format, expected: Tensor | None) -> Tensor | None:
         h, w = math.ceil(fmt.height / BLOCK), math.ceil(fmt.width / BLOCK)
         uses = rx.y.shape[1]
         if isinstance(side, RxProxy):
@@ -213,9 +223,20 @@ class NtsccSmall(System):
         conditions = conditions_of(measured_db, uses / (h * w), classes)
         with torch.autocast("cpu", enabled=False):
             linear = self.code.blocks.synthesise(y_hat)
+            if expected is not None:
+                y_hat = self._recall(y_hat, linear, classes[0], plans[0], float(measured_db), expected)
+                linear = self.code.blocks.synthesise(y_hat)
         halves = F.pixel_unshuffle(linear, BLOCK // 2)
         picture: Tensor = self.g_s(halves, y_hat / self.std[:, None, None], classes, conditions)
         return picture
+
+    def _recall(self, y_hat: Tensor, linear: Tensor, classes: Tensor, plan: Plan, snr_db: float, expected: Tensor) -> Tensor:
+        """Latent (1, L, h, w) given the expected picture as well, moved to where things are in ``linear`` (1, 3, H, W)."""
+        expected = pad_to(expected, BLOCK)
+        moved = warp(expected, dense_flow(linear, expected), "bicubic")
+        before = self.code.blocks.analyse(moved)[0].flatten(1).T
+        rows = recall(self.code, y_hat[0].flatten(1).T, classes, plan, snr_db, before)
+        return rows.T.reshape_as(y_hat)
 
     # -- training --------------------------------------------------------------------------------------------------------
 
