@@ -6,9 +6,10 @@
           └─ motion of blocks ───────────────────┘                                                              motion link
     symbols ─▶ f_d: posterior mean | z_t ─▶ y_hat_t ─▶ g_s: KLT^T + c_hat + [conv | c_hat] ─▶ x_hat_t,  c_hat = warp(x_hat_t-1)
 
-One price of a channel use holds for all P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
-the entropy of what is new in it (:mod:`semcast.layers.block_code`); the price makes a group meet its budget. The transmitter is
-closed form; the network g_s learns to restore pictures from what arrives, and stands in the reference loops of both ends.
+One price of a channel use holds for the P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
+the entropy of what is new in it (:mod:`semcast.layers.block_code`). The price is estimated ahead and follows what frames take,
+so that a group meets its budget and nearly every frame is coded once. The transmitter is closed form; the network g_s learns
+to restore pictures from what arrives, and stands in the reference loops of both ends.
 """
 
 from __future__ import annotations
