@@ -37,9 +37,9 @@ GRID = 2 * STEPS_PER_DB
 
 
 class Sample(NamedTuple):
-    """A P-frame that demand is estimated from: its index, vectors (h, w, 2), their bits, and what they leave (3, H, W)."""
+    """A P-frame that demand is estimated from: its number, vectors (h, w, 2), their bits, and what they leave (3, H, W)."""
 
-    index: int
+    number: int
     field: Tensor
     bits: float
     difference: Tensor
@@ -57,7 +57,7 @@ class Demand:
             pixels = group.code.blocks.pixels(difference)
             self._times = len(pixels) / len(pixels[:: max(1, len(pixels) // SAMPLED)])
             self._pixels.append(pixels[:: max(1, len(pixels) // SAMPLED)])
-        self._indices = [sample.index for sample in group.samples]
+        self._indices = [sample.number for sample in group.samples]
         self._known: dict[int, np.ndarray] = {}
 
     def _estimate(self, step: int) -> np.ndarray:
