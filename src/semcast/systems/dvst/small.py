@@ -6,9 +6,10 @@
           └─ motion of blocks ───────────────────┘                                                              motion link
     symbols ─▶ f_d: posterior mean | z_t ─▶ y_hat_t ─▶ g_s: KLT^T + c_hat + [conv | c_hat] ─▶ x_hat_t,  c_hat = warp(x_hat_t-1)
 
-One price of a channel use holds for all P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
-the entropy of what is new in it (:mod:`semcast.layers.block_code`); the price makes a group meet its budget. The transmitter is
-closed form; the network g_s learns to restore pictures from what arrives, and stands in the reference loops of both ends.
+One price of a channel use holds for the P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
+the entropy of what is new in it (:mod:`semcast.layers.block_code`). The price is estimated ahead and follows what frames take,
+so that a group meets its budget and nearly every frame is coded once. The transmitter is closed form; the network g_s learns
+to restore pictures from what arrives, and stands in the reference loops of both ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions, ResidualBlock, zero_conv
 from semcast.layers.side_coder import (
     CLASS_CONTEXTS,
+    RunEncoder,
     Tables,
     decode_run,
     earlier_context,
@@ -43,8 +46,19 @@ from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.layers.symbols import unit_power
 from semcast.systems.base import Side, System
-from semcast.systems.dvst.runs import UNIT, Coded, Run, amplitude_of, head_size, pack_run, unpack_run
-from semcast.systems.dvst.shares import Group
+from semcast.systems.dvst.runs import (
+    UNIT,
+    Coded,
+    Draft,
+    Predicted,
+    Run,
+    amplitude_of,
+    head_size,
+    mean_price,
+    pack_run,
+    unpack_run,
+)
+from semcast.systems.dvst.shares import Group, closing_draft
 from semcast.types import (
     Analog,
     Aux,
@@ -132,6 +146,8 @@ class RxState:
 
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
+FAR_BELOW, FAR_ABOVE = -0.7, 0.4
+"""What a run seems to take, over what is left, in nepers: beyond these it is begun anew at another price."""
 
 
 class DvstSmall(System):
@@ -237,89 +253,113 @@ class DvstSmall(System):
 
     def encode_group(self, group: Group, reference: Tensor, uses: int, state: TxState) -> list[list[Coded]]:
         """P-frames in runs, within a number of channel uses; a run that there is nothing left for is empty."""
-        frames, told, rate, count = group.frames, group.told, group.rate, len(group)
+        count = len(group)
         price = max(-128, min(127, group.price(reference, uses) + state.bias))
         opening, spent, runs = price, 0, []
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
             # After a cut of scenes a run would take all that is left: half of their share is kept for the later ones.
             allowed = (uses - spent) * (1 - 0.5 * (count - end) / (count - begin))
-            run, used, price = self._fitting_run(frames[begin:end], reference, price, round(allowed), end == count, told, rate)
-            if run:
+            run, used, price = self._fitting_run(group, begin, end, reference, price, round(allowed))
+            if run and end < count:
                 reference = run[-1].reference
             runs.append(run)
             spent += used
             if end < count and used:
                 fair = max(uses - spent, 1) / (count - end) / (used / (end - begin))
                 price = round(min(127.0, max(-128.0, price - max(-12.0, min(12.0, math.log(fair) / ELASTICITY)))))
-        state.bias = max(-40, min(40, state.bias + (price - opening) // 2))
+        state.bias = max(-40, min(40, state.bias + max(-8, min(8, (price - opening) // 2))))
         return runs
 
     def _fitting_run(
-        self, frames: Tensor, reference: Tensor, price: int, left: int, last: bool, told: int, rate: SideRate
+        self, group: Group, begin: int, end: int, reference: Tensor, price: int, left: int
     ) -> tuple[list[Coded], int, int]:
-        """A run within ``left`` channel uses, what it takes, and its price; the last of a group is to use them up."""
-        best: list[Coded] = []
-        most, at = 0, price
-        cheap, dear = -129, 128  # what is known to be too cheap, and dear enough
+        """A run within ``left`` channel uses, what it takes, and its mean price; empty where nothing fits."""
         for attempt in range(9 if left > 0 else 0):
-            run = self._encode_run(frames, reference, price, told, rate)
-            used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(len(self._side(run)) + head_size(len(run)))
-            if used > left:
-                cheap = price
-                # Motion yields more slowly than the picture does, so every failure asks for more.
-                price += max(8 * attempt + 2, min(24, math.ceil(math.log(used / left) / ELASTICITY)))
-            else:
-                dear = price
-                if used > most:
-                    best, most, at = run, used, price
-                if not last or used > 0.95 * left:
-                    break
-                price -= max(1, min(24, round(0.8 * math.log(left / used) / ELASTICITY)))
-            if not cheap < price < dear:
-                price = (cheap + dear) // 2
-            if dear - cheap < 3:
-                break
-        return best, most, at if best else price
+            run, used = self._encode_run(group, begin, end, reference, price, left, patient=attempt > 2)
+            if len(run) == end - begin and used <= left:
+                return run, used, mean_price(run)
+            # Motion yields more slowly than the picture does, so every failure asks for more.
+            change = max(-40, min(24, round(math.log(used / left) / ELASTICITY)))
+            price = max(-128, min(127, price + (max(8 * attempt + 2, change) if used > left else change)))
+        return [], 0, price
 
-    def _encode_run(self, frames: Tensor, reference: Tensor, price: int, told: int, rate: SideRate) -> list[Coded]:
+    def _encode_run(
+        self, group: Group, begin: int, end: int, reference: Tensor, price: int, left: int, *, patient: bool
+    ) -> tuple[list[Coded], int]:
+        """P-frames at a price, and what they take; too few of them, and what all would take, about, where that is too much.
+
+        The last run of a group is to use up what is left: the price follows what its frames take, and the last frame fits.
+        Where the price turns out to be far off at its first frame, the run is left at that unless ``patient``.
+        """
+        last, head = end == len(group), head_size(end - begin)
         run: list[Coded] = []
-        for frame in frames:
-            coded = self._encode_frame(frame, reference, price, told, rate, run[-1] if run else None)
-            run.append(coded)
-            reference = coded.reference
-        return run
+        coder, spent, used, expected = RunEncoder(self.tables), 0, 0, 0.0
+        for index in range(begin, end):
+            before = run[-1] if run else None
+            motion, context = self._predict(group, index, before.reference if before else reference, price, before)
+            coder.add_motion(motion)
+            difference = group.frames[index] - context[0]
+            predicted = Predicted(motion, context, difference, before, coder, spent, head)
+            at = partial(self._draft, group, predicted)
+            closing = last and index == end - 1
+            draft = closing_draft(at, price, left) if closing else at(price)
+            run.append(self._coded(predicted, draft, group.told))
+            coder, spent, used = draft.coder, spent + draft.uses, draft.used
+            if used > left:
+                return run, used * (end - begin) // len(run)
+            if last and not closing:
+                expected += group.demand.of(index, index + 1, price)
+                needed = used / expected * group.demand.of(index + 1, end, price)
+                if not patient and index == begin and not FAR_BELOW < math.log((used + needed) / left) < FAR_ABOVE:
+                    return run, round(used + needed)
+                change = math.log(needed / max(left - used, 1)) / ELASTICITY
+                # Later frames are told from earlier ones with errors: what seems to be left over is kept for them, half of it.
+                price = max(-128, min(127, price + round(min(24.0, change) if change > 0 else max(-12.0, change / 2))))
+        return run, used
 
-    def _encode_frame(
-        self, frame: Tensor, reference: Tensor, price: int, told: int, rate: SideRate, before: Coded | None
-    ) -> Coded:
-        """One P-frame (3, H, W) at a price, against the transmitter's own reference."""
-        bit_price = self.code.bit_price(price, rate.bits_per_use)
-        motion = block_motion.estimate(frame, reference, self.tables.motion, before.motion if before else None, bit_price)
-        context = block_motion.compensate(reference[None], motion.field()[None])
+    def _predict(
+        self, group: Group, index: int, reference: Tensor, price: int, before: Coded | None
+    ) -> tuple[block_motion.Motion, Tensor]:
+        """A frame's motion against the transmitter's own reference (3, H, W), and the reference moved, (1, 3, H, W)."""
+        bit_price, last = self.code.bit_price(price, group.rate.bits_per_use), before.motion if before else None
+        motion = block_motion.estimate(group.frames[index], reference, self.tables.motion, last, bit_price)
+        return motion, block_motion.compensate(reference[None], motion.field()[None])
+
+    def _draft(self, group: Group, predicted: Predicted, price: int) -> Draft:
+        before, bits_per_use = predicted.before, group.rate.bits_per_use
+        shape = predicted.motion.split.shape
+        earlier = torch.from_numpy(earlier_context(before.classes.numpy() if before else None, shape, self.group.numpy()))
         with torch.autocast("cpu", enabled=False):
-            difference = frame[None] - context
-            y = self.code.blocks.analyse(difference)
-            earlier = torch.from_numpy(
-                earlier_context(before.classes.numpy() if before else None, tuple(y.shape[2:]), self.group.numpy())
+            choice = self.code.choose_at(
+                predicted.difference, price, group.told, bits_per_use, self.often, self._context, earlier
             )
-            classes = self.code.choose_at(
-                y[0], price, told, rate.bits_per_use, self.often, self._context, earlier
-            )  # fmt: skip
-            plan = self.code.plan_at(classes.flatten(), price, told)
-            rows = y[0].flatten(1).T
-            shift = self.code.shift(rows, classes.flatten(), plan)
-            plan = self.code.shifted(plan, shift)
-            symbols = self.code.modulate(rows, classes.flatten(), plan)
+        plan = self.code.plan_at(choice.classes.flatten()[choice.busy], price, group.told)
+        uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
+        coder = predicted.coder.with_classes(choice.classes.numpy())
+        side = group.rate.uses(len(coder.data()) + predicted.head)
+        return Draft(choice, plan, price, coder, uses, predicted.spent + uses + side)
+
+    def _coded(self, predicted: Predicted, draft: Draft, told: int) -> Coded:
+        """The frame as its packet and symbols tell it."""
+        classes, busy, rows = draft.choice
+        own = classes.flatten()[busy]
+        with torch.autocast("cpu", enabled=False):
+            shift = self.code.shift(rows, own, draft.plan)
+            plan = self.code.shifted(draft.plan, shift)
+            symbols = self.code.modulate(rows, own, plan)
         symbols = F.pad(symbols, (0, -len(symbols) % (2 * UNIT)))
         power = float(symbols.square().mean()) if len(symbols) else 1.0
         gain = max(0, min(65535, round(100 * (100 - 10 * math.log10(max(power, 1e-9))))))
         symbols = symbols * amplitude_of(gain)
-        noise = torch.full_like(symbols, 10 ** (-told / 10))
-        amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
-        conditions = self._conditions(float(told), price, classes[None])
-        x_check = self._reconstruct(context, symbols, noise, amplitude, classes[None], plan, conditions)
-        return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price, shift, gain)
+
+        def receive() -> Tensor:
+            noise = torch.full_like(symbols, 10 ** (-told / 10))
+            conditions = self._conditions(float(told), draft.price, classes[None])
+            picture = self._reconstruct(predicted.context, symbols, noise, amplitude_of(gain), classes, busy, plan, conditions)
+            return picture[0].clamp(0, 1)
+
+        return Coded(predicted.motion, classes, symbols, predicted.difference, draft.price, shift, gain, receive)
 
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
@@ -351,18 +391,19 @@ class DvstSmall(System):
         context: Tensor,
         values: Tensor,
         noise: Tensor,
-        amplitude: Tensor,
+        amplitude: float,
         classes: Tensor,
+        busy: Tensor,
         plan: Plan,
         conditions: Conditions,
     ) -> Tensor:
-        """f_d and g_s: received real symbols (those of the plan and padding) -> frames (B, 3, H, W)."""
+        """f_d and g_s: received real symbols (those of the plan for the busy blocks, and padding) -> frame (1, 3, H, W)."""
         total = int(plan.uses.sum())
-        batch, h, w = classes.shape
         with torch.autocast("cpu", enabled=False):
-            y_hat = self.code.demodulate(values[:total], noise[:total], amplitude, classes.flatten(), plan)
-            difference = self.code.blocks.synthesise(y_hat.reshape(batch, h, w, -1).movedim(-1, 1))
-        picture: Tensor = self.g_s(difference, context, classes, conditions)
+            scale = torch.full((len(busy),), amplitude)
+            y_hat = self.code.demodulate(values[:total], noise[:total], scale, classes.flatten()[busy], plan)
+            difference = self.code.blocks.synthesise_rows(y_hat, busy, *classes.shape)
+        picture: Tensor = self.g_s(difference, context, classes[None], conditions)
         return picture
 
     def _conditions(self, snr_db: float, price: int, classes: Tensor) -> Conditions:
@@ -416,8 +457,9 @@ class DvstSmall(System):
         at, frames = head.first, []
         x, noise_var = air
         for (price, shift, gain), (motion, classes) in zip(head.frames, side, strict=True):
-            classes_ = torch.from_numpy(classes)[None]
-            plan = self.code.shifted(self.code.plan_at(classes_.flatten(), price, head.told), shift)
+            of_blocks = torch.from_numpy(classes)
+            busy = self.code.busy(of_blocks.flatten(), price, head.told)
+            plan = self.code.shifted(self.code.plan_at(of_blocks.flatten()[busy], price, head.told), shift)
             uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
             if at + uses > x.shape[1]:
                 return None
@@ -427,9 +469,8 @@ class DvstSmall(System):
             at += uses
             measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
             context = block_motion.compensate(reference, motion.field()[None])
-            conditions = self._conditions(measured_db, price, classes_)
-            amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
-            reference = self._reconstruct(context, values, noise, amplitude, classes_, plan, conditions)
+            conditions = self._conditions(measured_db, price, of_blocks[None])
+            reference = self._reconstruct(context, values, noise, amplitude_of(gain), of_blocks, busy, plan, conditions)
             reference = reference if self.training else reference.clamp(0, 1)
             frames.append(reference)
         return frames
