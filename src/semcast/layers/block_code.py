@@ -173,8 +173,7 @@ class BlockCode(nn.Module):
     def plan_at(self, classes: Tensor, price: int, snr_db: float) -> Plan:
         """What blocks of these classes (N,) are worth at a price: every use that pays for itself."""
         told = self.told_index(snr_db)
-        chosen = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum(-1)[classes]
-        return self._plan(chosen, classes, price, told)
+        return self._plan(self._uses(price, told)[classes], classes, price, told)
 
     def _plan(self, chosen: Tensor, classes: Tensor, price: int, told: int) -> Plan:
         power, curve = self._powers(told, price)
@@ -187,25 +186,33 @@ class BlockCode(nn.Module):
         """What a bit of side information costs at a price of a use, in squared pixel values."""
         return 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
 
-    def _block_costs(self, rows: Tensor, energies: Tensor, price: int, told: int) -> Tensor:
-        """Distortion plus priced uses and power of blocks (N, L) in every class: (N, C)."""
-        weight, bias = self._costs(price, told)
+    def _uses(self, price: int, told: int) -> Tensor:
+        """Uses (C, L) of every (class, coefficient) that pay for themselves."""
+        return ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum(-1)
+
+    def _block_costs(self, rows: Tensor, energies: Tensor, price: int, told: int, m: Tensor | None = None) -> Tensor:
+        """Distortion plus priced uses and power of blocks (N, L) in every class: (N, C).
+
+        Args:
+            m: (C, L) uses of every (class, coefficient), where these are not those that pay for themselves.
+        """
+        m = self._uses(price, told) if m is None else m
+        weight, bias = self._costs(price, told, m)
         cost = self.blocks.weigh(energies, rows, weight, bias)
         # A curve has ends: what lies beyond them is lost, however many uses it gets.
         M = self.blocks.rotated
-        curved = ((self.levels[:, :M].long() - self.thresholds[told, 1]) >= price).any(0).nonzero().flatten()
+        curved = (m[:, :M] > 1).any(0).nonzero().flatten()
         if len(curved):
-            bent = (self.levels[:, curved].long() - self.thresholds[told, 1]) >= price
+            bent = m[:, curved] > 1
             ends = torch.where(bent, REACH * self.blocks.std[:, curved], torch.inf)
             beyond = (energies[:, :, curved].sqrt() - ends[:, None]).clamp_min_(0)
             cost = cost + beyond.square().sum(-1).T
         return cost
 
-    def _costs(self, price_steps: int, told: int) -> tuple[Tensor, Tensor]:
+    def _costs(self, price_steps: int, told: int, m: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (C, L) of squared coefficients and biases (C,) whose sum is distortion plus priced uses and power."""
         price = 10 ** (price_steps / (10 * STEPS_PER_DB))
         power, curve = self._powers(told, price_steps)
-        m = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price_steps).sum(-1)
         index = (m - 1).clamp_min(0)[..., None]
         p = power.gather(2, index)[..., 0]
         sent = m > 0

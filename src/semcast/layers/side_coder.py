@@ -47,8 +47,8 @@ def class_contexts(classes: np.ndarray, before: np.ndarray | None, group: np.nda
     return spatial_context(left, up) + earlier_context(before, classes.shape, group)
 
 
-def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables: Tables) -> bytes:
-    """Motion and classes (h, w) of consecutive frames -> bytes."""
+def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables: Tables, *, moving: bool = True) -> bytes:
+    """Motion and classes (h, w) of consecutive frames -> bytes; without motion where it is known that nothing moves."""
     import constriction
 
     encoder = constriction.stream.queue.RangeEncoder()
@@ -58,7 +58,8 @@ def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables:
     moved: np.ndarray | None = None
     before: np.ndarray | None = None
     for motion, classes in frames:
-        moved = block_motion.encode(encoder, motion, moved, tables.motion)
+        if moving:
+            moved = block_motion.encode(encoder, motion, moved, tables.motion)
         rows = table[class_contexts(classes, before, group).reshape(-1)]
         encoder.encode(classes.reshape(-1).astype(np.int32), model, rows)
         before = classes
@@ -66,7 +67,9 @@ def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables:
     return data.rstrip(b"\0")
 
 
-def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[tuple[block_motion.Motion, np.ndarray]] | None:
+def decode_run(
+    data: bytes, count: int, h: int, w: int, tables: Tables, *, moving: bool = True
+) -> list[tuple[block_motion.Motion, np.ndarray]] | None:
     """The inverse of :func:`encode_run`; None where the bytes cannot be such a string."""
     import constriction
 
@@ -79,7 +82,9 @@ def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[
     out = []
     try:
         for _ in range(count):
-            motion, moved = block_motion.decode(decoder, h, w, moved, tables.motion)
+            motion = block_motion.Motion.still(h, w)
+            if moving:
+                motion, moved = block_motion.decode(decoder, h, w, moved, tables.motion)
             earlier = earlier_context(before, (h, w), group)
             classes = np.zeros((h, w), dtype=np.int64)
             for i in range(h):

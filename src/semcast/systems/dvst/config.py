@@ -62,6 +62,31 @@ class PaperConfig:
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """The ablations of fig. 14 in preset ``small``, under the names that they have in :class:`PaperConfig`.
+
+    Attributes:
+        gop_training: let gradients pass from frame to frame. context: let g_s see the context picture beside the difference;
+            False leaves residual coding. motion_link: False sends no vectors, and predicts from the last frame as it stands.
+        constant_rate: as many uses for every block of every P-frame, and a third for side information.
+    """
+
+    gop_training: bool = True
+    context: bool = True
+    motion_link: bool = True
+    constant_rate: bool = False
+
+
+ABLATIONS = {
+    "no-motion": Ablation(motion_link=False),
+    "constant-rate": Ablation(constant_rate=True),
+    "residual": Ablation(context=False),
+    "no-gop": Ablation(gop_training=False),
+}
+"""Presets that are ``small`` with something left out."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a stage of training does: section III-B.
 

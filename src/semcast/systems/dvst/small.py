@@ -43,6 +43,7 @@ from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.layers.symbols import unit_power
 from semcast.systems.base import Side, System
+from semcast.systems.dvst.config import Ablation
 from semcast.systems.dvst.runs import UNIT, Coded, Run, amplitude_of, head_size, pack_run, unpack_run
 from semcast.systems.dvst.shares import Group
 from semcast.types import (
@@ -87,10 +88,11 @@ class SmallConfig:
 
 
 class Synthesis(nn.Module):
-    """g_s: the coded difference and the context picture -> picture."""
+    """g_s: the coded difference and the context picture -> picture; the ablation without context restores the difference."""
 
-    def __init__(self, config: SmallConfig) -> None:
+    def __init__(self, config: SmallConfig, sees_context: bool = True) -> None:
         super().__init__()
+        self.sees_context = sees_context
         fine = config.fine_width
         self.embed = nn.Embedding(config.classes, 4 * config.embedding)
         self.look = nn.Conv2d(2 * DIMS // 4 + config.embedding, fine, 1)
@@ -102,7 +104,8 @@ class Synthesis(nn.Module):
         before = F.pixel_unshuffle(context, BLOCK // 2)
         halves = before + F.pixel_unshuffle(difference, BLOCK // 2)
         told = F.pixel_shuffle(self.embed(classes).movedim(-1, 1), 2)
-        fine = self.look(torch.cat([halves - 0.5, 8 * (halves - before), told], 1))
+        seen = halves - 0.5 if self.sees_context else torch.zeros_like(halves)
+        fine = self.look(torch.cat([seen, 8 * (halves - before), told], 1))
         for block in self.fine:
             fine = block(fine, conditions.vector)
         residual = self.head(F.gelu(fine))
@@ -139,7 +142,7 @@ class DvstSmall(System):
     prices, power); and the analog stream ``latent`` of all P-frames.
 
     Args:
-        config: sizes. key: a system for pictures, that has ``price``. gop: frames of a group.
+        config: sizes. key: a system for pictures, that has ``price``. gop: frames of a group. ablation: what is left out.
     """
 
     name = "dvst"
@@ -147,16 +150,16 @@ class DvstSmall(System):
     key_name = "ntscc:small"
     batched = False
 
-    def __init__(self, config: SmallConfig, key: System, gop: int) -> None:
+    def __init__(self, config: SmallConfig, key: System, gop: int, ablation: Ablation = Ablation()) -> None:
         super().__init__()
-        self.config, self.frames_per_step = config, gop
+        self.config, self.frames_per_step, self.ablation = config, gop, ablation
         self.key = key
         self.code = BlockCode(config.classes, config.latents, config.rotated)
         for name, table in block_motion.Counts.rough()._asdict().items():
             self.register_buffer(f"motion_{name}", torch.from_numpy(table.astype(np.int32)))
         self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
         self.register_buffer("group", torch.from_numpy(groups(config.classes)), persistent=False)
-        self.g_s = Synthesis(config)
+        self.g_s = Synthesis(config, ablation.context)
 
     often: Tensor
     group: Tensor
@@ -217,11 +220,12 @@ class DvstSmall(System):
         return streams, state, aux
 
     def _side(self, run: Sequence[Coded]) -> bytes:
-        return encode_run([(coded.motion, coded.classes.numpy()) for coded in run], self.tables)
+        told = [(coded.motion, coded.classes.numpy()) for coded in run]
+        return encode_run(told, self.tables, moving=self.ablation.motion_link)
 
     def group_of(self, frames: Tensor, told: int, rate: SideRate) -> Group:
         """A group (T, 3, H, W), ready to be shared out."""
-        return Group(frames, self.code, self.tables, told, rate, self.config.key_offset_db)
+        return Group(frames, self.code, self.tables, told, rate, self.config.key_offset_db, self.ablation.motion_link)
 
     def key_uses(self, group: Group, budget: Budget, csi: Csi, state: TxState) -> int:
         """Channel uses of the group's I-frame."""
@@ -287,7 +291,7 @@ class DvstSmall(System):
     ) -> Coded:
         """One P-frame (3, H, W) at a price, against the transmitter's own reference."""
         bit_price = self.code.bit_price(price, rate.bits_per_use)
-        motion = block_motion.estimate(frame, reference, self.tables.motion, before.motion if before else None, bit_price)
+        motion = self.motion_of(frame, reference, before, bit_price)
         context = block_motion.compensate(reference[None], motion.field()[None])
         with torch.autocast("cpu", enabled=False):
             difference = frame[None] - context
@@ -309,9 +313,15 @@ class DvstSmall(System):
         symbols = symbols * amplitude_of(gain)
         noise = torch.full_like(symbols, 10 ** (-told / 10))
         amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
-        conditions = self._conditions(float(told), price, classes[None])
+        conditions = self._conditions(float(told), plan.price, classes[None])
         x_check = self._reconstruct(context, symbols, noise, amplitude, classes[None], plan, conditions)
         return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price, shift, gain)
+
+    def motion_of(self, frame: Tensor, reference: Tensor, before: Coded | None, bit_price: float) -> block_motion.Motion:
+        """Motion of a frame (3, H, W) against its reference; ``before`` is the frame before it in the same packet."""
+        if not self.ablation.motion_link:
+            return block_motion.Motion.still(frame.shape[1] // BLOCK, frame.shape[2] // BLOCK)
+        return block_motion.estimate(frame, reference, self.tables.motion, before.motion if before else None, bit_price)
 
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
@@ -397,7 +407,7 @@ class DvstSmall(System):
         if unpacked is None:
             return None
         head, rest = unpacked
-        side = decode_run(rest, count, h, w, self.tables)
+        side = decode_run(rest, count, h, w, self.tables, moving=self.ablation.motion_link)
         if side is None:
             return None
         at, frames = head.first, []
@@ -413,8 +423,9 @@ class DvstSmall(System):
             noise = noise_var[:, at : at + uses].repeat_interleave(2, 1).flatten()
             at += uses
             measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
+            reference = reference if self.ablation.gop_training else reference.detach()
             context = block_motion.compensate(reference, motion.field()[None])
-            conditions = self._conditions(measured_db, price, classes_)
+            conditions = self._conditions(measured_db, plan.price, classes_)
             amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
             reference = self._reconstruct(context, values, noise, amplitude, classes_, plan, conditions)
             reference = reference if self.training else reference.clamp(0, 1)
