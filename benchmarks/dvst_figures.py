@@ -33,7 +33,7 @@ DRIVE = "val[51:]"  # nothing was trained or chosen on it
 SCENE, MOMENT = "scene:demo", 7
 CROP = (0.30, 0.30, 0.40, 0.55)  # of the picture: left, top, width, height
 ABLATION_RATES = (0.01, 0.02, 0.04)
-SEGMENT_RATES = (0.005, 0.01, 0.015, 0.02, 0.025)
+SEGMENT_RATES = (0.005, 0.01, 0.015, 0.025)
 PICTURE_RATE, PICTURE_SNRS = 0.02, (2.0, 10.0)
 
 
@@ -157,7 +157,7 @@ FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {
     "time": times,
     "pictures": pictures,
 }
-FRAMES = {"ablations": 8, "segment": 48, "time": 8, "pictures": 8}
+FRAMES = {"ablations": 8, "segment": 24, "time": 8, "pictures": 8}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
