@@ -42,7 +42,7 @@ class SystemSpec:
     presets: tuple[str, ...] = ("default",)
     trained: bool = False
     picture: bool = False
-    lenders: Mapping[str, str] = field(default_factory=dict)
+    lenders: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class System(nn.Module, ABC):
