@@ -76,8 +76,8 @@ class Reference:
         self._inner: Callable[..., Any] = type(system).encode_group.__get__(system)
         system.encode_group = self._record
 
-    def _record(self, frames: torch.Tensor, samples: Any, reference: torch.Tensor, *rest: Any) -> Any:
-        runs = self._inner(frames, samples, reference, *rest)
+    def _record(self, group: Any, reference: torch.Tensor, *rest: Any) -> Any:
+        runs = self._inner(group, reference, *rest)
         self._clean = [reference, *(coded.reference for run in runs for coded in run)]
         return runs
 

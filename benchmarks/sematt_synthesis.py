@@ -17,16 +17,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from study_rows import read_list, write_list
-from torch import Tensor
 
-from semcast.goals.segmenter import CLASSES, predict, shipped_segmenter
-from semcast.metrics.perceptual import find_squeezenet, load_lpips
+from semcast.goals import GOALS
+from semcast.goals.segmenter import predict, shipped_segmenter
+from semcast.metrics.base import MetricSet
+from semcast.metrics.task import MeanIou
 from semcast.studies.session import Loaded, MapSource, Radio, load_system, transmit_clip
 from semcast.systems import SYSTEMS
 from semcast.systems.freeze import Freeze
@@ -37,6 +39,7 @@ from semcast.video.clip import Clip
 from semcast.video.io import open_clips
 
 GOP = 4
+MEASURES = ("lpips_squeeze", "psnr_rgb_db", "miou")
 SERIES = ("synthesis", "synthesis and motion", "without maps", "plain warp", "freeze", "key frames only")
 FIRST = 51  # frame of `val` that the second half begins with
 KEY_RATES = {"1/12": 1 / 12, "1/6": 1 / 6}
@@ -60,20 +63,19 @@ def series(name: str, maps: MapSource, weights: dict[str, Path]) -> Loaded:
 
 
 class Watched:
-    """What is measured of every frame, beside its place in its group.
+    """What is measured of the frames at every place of a group.
 
     Attributes:
-        lpips, psnr: by frame. places: by frame. areas: (frames, 2, classes) intersections and unions with the true labels.
+        at: the measures by place. places: of every frame, in the order of frames.
     """
 
     def __init__(self) -> None:
-        path = find_squeezenet()
-        assert path is not None, "LPIPS needs SqueezeNet 1.1: set $SEMCAST_SQUEEZENET"
-        self.distance = load_lpips(path)
-        self.lpips: list[float] = []
-        self.psnr: list[float] = []
+        goal = GOALS.get("segment")
+        self.at: defaultdict[int, MetricSet] = defaultdict(
+            lambda: MetricSet(MEASURES, classes=len(goal.classes), ignore_index=goal.ignore_index)
+        )
         self.places: list[int] = []
-        self.areas: list[Tensor] = []
+        assert not self.at[0].unavailable(), "LPIPS needs SqueezeNet 1.1: set $SEMCAST_SQUEEZENET"
 
     @torch.no_grad()
     def take(self, result: StepResult) -> None:
@@ -83,26 +85,26 @@ class Watched:
         for place, (frame, source) in enumerate(zip(shown[0], result.step.frames[0], strict=True)):
             single = shown.shape[1] == 1 and not result.aux.get("gop")
             self.places.append(len(self.places) % GOP if single else place)
-            self.lpips.append(float(self.distance(source[None], frame[None])))
-            self.psnr.append(float(-10 * torch.log10((frame - source).square().mean() + 1e-10)))
-            labels, truth = predict(shipped_segmenter(), frame[None])[0], result.step.labels["segmentation"][0, place]
-            known = truth < len(CLASSES)
-            both = [((labels == c) & (truth == c)).sum() for c in range(len(CLASSES))]
-            either = [(((labels == c) | (truth == c)) & known).sum() for c in range(len(CLASSES))]
-            self.areas.append(torch.tensor([both, either]))
+            measures = self.at[self.places[-1]]
+            measures.update(source[None], frame[None])
+            measures.update_labels(result.step.labels["segmentation"][:1, place], predict(shipped_segmenter(), frame[None]))
 
     def row(self, places: tuple[int, ...]) -> dict[str, Any]:
         """Means over the frames at these places of their groups; the mIoU is of their pixels together."""
-        picked = [i for i, place in enumerate(self.places) if place in places]
-        both, either = torch.stack([self.areas[i] for i in picked]).sum(0).double()
-        seen = either > 0
+        lpips, psnr = (self._by_frame(name, places) for name in ("lpips_squeeze", "psnr_rgb_db"))
+        labels = [self.at[place].metrics["miou"] for place in places]
         return {
-            "frames": len(picked),
-            "lpips": sum(self.lpips[i] for i in picked) / len(picked),
-            "psnr_db": sum(self.psnr[i] for i in picked) / len(picked),
-            "miou": float((both[seen] / either[seen]).mean()),
-            "lpips_by_frame": [round(self.lpips[i], 5) for i in picked],
+            "frames": len(lpips),
+            "lpips": sum(lpips) / len(lpips),
+            "psnr_db": sum(psnr) / len(psnr),
+            "miou": MeanIou.of_confusion(sum(one.confusion for one in labels if isinstance(one, MeanIou))),
+            "lpips_by_frame": [round(value, 5) for value in lpips],
         }
+
+    def _by_frame(self, name: str, places: tuple[int, ...]) -> list[float]:
+        """A measure of the frames at these places, in the order of frames."""
+        left = {place: iter(self.at[place].per_frame().get(name, ())) for place in places}
+        return [next(left[place]) for place in self.places if place in left]
 
 
 def measure(name: str, maps: MapSource, clips: Sequence[Clip], radio: Radio, weights: dict[str, Path]) -> list[dict[str, Any]]:

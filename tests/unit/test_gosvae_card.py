@@ -94,3 +94,14 @@ def test_a_spread_is_no_distance_from_itself(bench: ModuleType) -> None:
     by_hand = 1 + np.trace(np.cov(rows.T))  # (1 - 2)^2 of the covariance, and the shift; means differ by next to nothing
     mean = np.square(np.mean(rows, 0) - np.mean(2 * rows + np.array([1.0, 0, 0]), 0)).sum()
     assert one.distance(two) == pytest.approx(by_hand - 1 + mean, rel=1e-6)
+
+
+def test_the_table_is_of_systems_with_shipped_weights(bench: ModuleType) -> None:
+    import gosvae_study
+
+    from semcast.checkpoint import shipped
+    from semcast.systems import SYSTEMS
+
+    for name in gosvae_study.NAMES:
+        base, _, preset = name.partition(":")
+        assert shipped(base, preset or SYSTEMS.get(base).presets[0]), name

@@ -16,7 +16,15 @@ from semcast.goals import GOALS
 from semcast.metrics import METRICS
 from semcast.metrics.base import MetricSet
 from semcast.metrics.fidelity import luma_bt601
-from semcast.metrics.perceptual import WEIGHTS_ENV, Lpips, find_squeezenet, load_lpips, lpips_heads, squeezenet_features
+from semcast.metrics.perceptual import (
+    WEIGHTS_ENV,
+    Lpips,
+    find_squeezenet,
+    load_lpips,
+    lpips_heads,
+    lpips_loss,
+    squeezenet_features,
+)
 from semcast.metrics.structure import ms_ssim, ms_ssim_scales, ssim
 from semcast.metrics.vmaf import find_ffmpeg
 from semcast.types import Decoded, Step
@@ -158,6 +166,12 @@ def test_lpips_without_weights_says_why(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert metrics.compute()["lpips_squeeze"] is None
     assert "SEMCAST_SQUEEZENET" in metrics.unavailable()["lpips_squeeze"]
     assert set(metrics.per_frame()) == {"psnr_rgb_db"}
+
+
+def test_a_loss_without_lpips_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semcast.metrics.perceptual.find_squeezenet", lambda: None)
+    with pytest.raises(WeightsError, match="SEMCAST_SQUEEZENET"):
+        lpips_loss(*pair(height=64, width=64))
 
 
 def test_wrong_lpips_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

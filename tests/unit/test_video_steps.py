@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from semcast.video.clip import Clip, Labels, VideoInfo
+from semcast.video.cuts import is_cut
 from semcast.video.steps import steps
 
 INFO = VideoInfo("made", 64, 64, 25.0, None, "made", "gbrp")
@@ -69,3 +70,44 @@ def test_steps_read_ahead_by_half_a_step_only():
 def test_a_step_needs_a_frame():
     with pytest.raises(ValueError, match="at least 1"):
         next(steps(numbered(3), 0))
+
+
+def scenes(lengths: list[int]) -> Clip:
+    """Scenes of textures that drift by a pixel a frame; every scene has its own."""
+
+    def source(labels: bool) -> Iterator[tuple[torch.Tensor, Labels]]:
+        for scene, length in enumerate(lengths):
+            coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(scene))
+            texture = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bilinear")[0]
+            for index in range(length):
+                yield texture.roll(index, 2), {}
+
+    return Clip("made", INFO, source)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "cut"),
+    [
+        ([10, 22], 32, [10, 22]),
+        ([9, 6], 4, [4, 3, 2, 4, 2]),  # five frames before the cut are shared, as before the end
+        ([3, 1, 4], 8, [3, 1, 4]),
+        ([8, 8], 8, [8, 8]),
+        ([20], 32, [20]),
+    ],
+)
+def test_steps_begin_where_scenes_do(lengths, size, cut):
+    found = list(steps(scenes(lengths), size, scenes=True))
+    assert [step.frames.shape[1] for step in found] == cut
+    assert [step.last for step in found] == [False] * (len(cut) - 1) + [True]
+    assert torch.equal(torch.cat([step.frames[0] for step in found]), torch.stack(list(scenes(lengths).frames())))
+    assert sum(step.frames.shape[1] for step in steps(scenes(lengths), 1)) == sum(lengths)
+
+
+def test_what_moves_or_dims_or_is_noisy_is_no_cut():
+    base = next(iter(scenes([1]).frames()))
+    noise = 0.1 * torch.randn(base.shape, generator=torch.Generator().manual_seed(9))
+    assert not is_cut(base.roll((16, -8), (1, 2)), base)
+    assert not is_cut(0.9 * base, base)
+    assert not is_cut((base + noise).clamp(0, 1), base)
+    assert not is_cut(torch.full_like(base, 0.51), torch.full_like(base, 0.5))
+    assert is_cut(base.flip(0, 1, 2), base)

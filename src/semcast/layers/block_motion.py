@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semcast.layers.block_classes import BLOCK
+from semcast.layers.motion import inverse_search, luma_levels
 
 PER_PIXEL = 4
 LIMIT = 255
@@ -89,11 +90,8 @@ def estimate(
         tables: that the motion will be coded under. before: of the frame before, or None. bit_price: squared difference of a
             block (sum over its values in [0, 1]) that a bit is worth.
     """
-    import cv2
-
-    luma = [_luma(frame) for frame in (current, reference)]
-    dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]  # not in its stubs
-    flow = dense.calc(luma[0], luma[1], None)
+    luma = [luma_levels(frame) for frame in (current, reference)]
+    flow = inverse_search(luma[0], luma[1])
     fine = _medians(flow, BLOCK // 2)
     own = _medians(flow, BLOCK)
     h, w = own.shape[:2]
@@ -153,11 +151,6 @@ def _lengths(table: np.ndarray) -> np.ndarray:
     """Ideal code lengths in bits under rows of frequencies, float32."""
     lengths: np.ndarray = -np.log2(table / table.sum(1, keepdims=True)).astype(np.float32)
     return lengths
-
-
-def _luma(frame: Tensor) -> np.ndarray:
-    weights = frame.new_tensor([0.299, 0.587, 0.114])
-    return ((frame * weights[:, None, None]).sum(0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _moved(luma: np.ndarray, vectors: np.ndarray, block: int) -> np.ndarray:

@@ -11,19 +11,26 @@ from torch import Tensor, nn
 from semcast.layers.warp import warp
 
 
-@torch.no_grad()
-def dense_flow(current: Tensor, reference: Tensor) -> Tensor:
-    """(B, 2, H, W) with ``warp(reference, flow)`` close to ``current``, both (B, 3, H, W), by dense inverse search."""
+def luma_levels(frame: Tensor) -> np.ndarray:
+    """Full-range BT.601 luma of a frame (3, H, W) in levels of 255: (H, W) uint8."""
+    weights = frame.new_tensor([0.299, 0.587, 0.114])
+    levels: np.ndarray = ((frame * weights[:, None, None]).sum(0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return levels
+
+
+def inverse_search(current: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Flow (H, W, 2) float32 in pixels, of two :func:`luma_levels`: ``current`` at p looks like ``reference`` at p + flow."""
     import cv2
 
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]  # not in its stubs
-    weights = current.new_tensor([0.299, 0.587, 0.114])[:, None, None]
+    flow: np.ndarray = search.calc(current, reference, None)
+    return flow
 
-    def luma(frame: Tensor) -> np.ndarray:
-        levels: np.ndarray = (255 * (frame.float() * weights).sum(0)).clamp(0, 255).round().to(torch.uint8).cpu().numpy()
-        return levels
 
-    found = [search.calc(luma(a), luma(b), None) for a, b in zip(current, reference, strict=True)]
+@torch.no_grad()
+def dense_flow(current: Tensor, reference: Tensor) -> Tensor:
+    """(B, 2, H, W) with ``warp(reference, flow)`` close to ``current``, both (B, 3, H, W), by dense inverse search."""
+    found = [inverse_search(luma_levels(a.float()), luma_levels(b.float())) for a, b in zip(current, reference, strict=True)]
     return torch.from_numpy(np.stack(found)).movedim(-1, 1).to(current.device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,14 @@ class Conditions(NamedTuple):
 
     vector: Tensor
     maps: Tensor
+
+
+def conditions_of(snr_db: Tensor, uses_per_block: float, classes: Tensor) -> Conditions:
+    """SNRs (B,) and the mean uses of a block, beside classes (B, h, w)."""
+    snr = (snr_db.clamp(-10, 40) / 20).to(classes.device)
+    rate = torch.full_like(snr, math.log2(max(uses_per_block, 0.5)) / 7)
+    vector = torch.stack([snr, rate], 1)
+    return Conditions(vector, vector[:, :, None, None].expand(-1, -1, *classes.shape[1:]))
 
 
 class ResidualBlock(nn.Module):

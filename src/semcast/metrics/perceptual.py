@@ -146,6 +146,19 @@ def load_lpips(path: Path) -> Lpips:
     return Lpips(load_squeezenet(path), lpips_heads())
 
 
+def lpips_loss(reference: Tensor, received: Tensor) -> Tensor:
+    """Mean LPIPS of (B, 3, H, W), (B, 3, H, W) in [0, 1], with the trunk that :func:`find_squeezenet` finds; differentiable.
+
+    Raises:
+        WeightsError: it finds none.
+    """
+    path = find_squeezenet()
+    if path is None:
+        raise WeightsError(f"the loss term 'lpips' needs SqueezeNet 1.1; point ${WEIGHTS_ENV} at {WEIGHTS_NAME}")
+    distances: Tensor = load_lpips(path).to(reference.device)(reference, received)
+    return distances.mean()
+
+
 class LpipsSqueeze(Metric):
     """LPIPS with a SqueezeNet 1.1 trunk; its weights are not shipped, so without them the value is None."""
 

@@ -239,7 +239,12 @@ def transmit_clip(
     try:
         with arithmetic(loaded.spec, precision):
             source = _outside_autocast(
-                steps(clip, system.frames_per_step, labels=bool(purpose.truth) or system.maps == "truth")
+                steps(
+                    clip,
+                    system.frames_per_step,
+                    labels=bool(purpose.truth) or system.maps == "truth",
+                    scenes=system.follows_scenes,
+                )
             )
             for result in run(system, source, link, ledger, fmt=fmt, generator=torch.Generator().manual_seed(seed)):
                 with torch.autocast("cpu", enabled=False):

@@ -50,6 +50,7 @@ class System(nn.Module, ABC):
 
     Attributes:
         name, preset: as registered. frames_per_step: 1 for low delay, or one GOP or clip.
+        follows_scenes: whether a step, up to ``frames_per_step`` frames, is also to begin where a scene does.
         modem_kind: "ldpc" (the link's physical layer as asked for) or "capacity" (the ideal bound).
         key_name: "system:preset" of the system that it holds in the attribute ``key`` for key frames, whose weights stand in a
             checkpoint of their own; "" for none, or one whose weights are part of its own checkpoint.
@@ -62,6 +63,7 @@ class System(nn.Module, ABC):
     name: str = ""
     preset: str = "default"
     frames_per_step: int = 1
+    follows_scenes: bool = False
     modem_kind: Literal["ldpc", "capacity"] = "ldpc"
     key_name: str = ""
     batched: bool = True

@@ -96,6 +96,7 @@ class DcvcLdpc(System):
 
     name = "dcvc-ldpc"
     key_name = "dvst:small"
+    follows_scenes = True
 
     def __init__(self, key: System, condition: Condition) -> None:
         super().__init__()

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from semcast.errors import BudgetError, UnknownNameError
 from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, decode_classes, encode_classes, side_margin_db
 from semcast.layers.blocks import pad_to
-from semcast.layers.residual import Conditions, Synthesis, Trunk, halved, zero_conv
+from semcast.layers.fair_loss import fair_loss, reference_mse
+from semcast.layers.residual import Conditions, Synthesis, Trunk, conditions_of, halved, zero_conv
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.types import (
     Analog,
@@ -223,7 +224,7 @@ class DeepJscc(System):
             for one, steps in zip(classes, snr_steps.tolist(), strict=True)
         ]  # fmt: skip
         gain, sent = (_grid([plan[i] for plan in plans], classes) for i in (1, 0))
-        conditions = self._conditions(snr_db, uses / classes[0].numel(), classes)
+        conditions = conditions_of(snr_db, uses / classes[0].numel(), classes)
         y = self.encoder(coefficients, self.std, gain, classes, conditions)
         x = _gather(y, _places(sent))
         amplitude = x.square().mean(1).clamp_min(1e-9).rsqrt()
@@ -306,7 +307,7 @@ class DeepJscc(System):
         g, v = _gather(gain, places) * amplitude, _gather(variance, places)
         estimate = _scatter(y * g * v / (g.square() * v + noise), places, sent)
         measured_db = -10 * noise_var.log10().mean(1)
-        conditions = self._conditions(measured_db, uses / (h * w), classes)
+        conditions = conditions_of(measured_db, uses / (h * w), classes)
         assert isinstance(self.decoder, SmallDecoder)
         return self.decoder.decode(estimate, self.std, self.blocks.mean, classes, conditions)
 
@@ -320,12 +321,6 @@ class DeepJscc(System):
         if classes is None:
             return None
         return snr_steps / 2, 10 ** ((gain_steps / 100 - 100) / 20), torch.from_numpy(classes)[None]
-
-    def _conditions(self, snr_db: Tensor, uses_per_block: float, classes: Tensor) -> Conditions:
-        snr = (snr_db.clamp(-10, 40) / 20).to(classes.device)
-        rate = torch.full_like(snr, math.log2(max(uses_per_block, 0.5)) / 7)
-        vector = torch.stack([snr, rate], 1)
-        return Conditions(vector, vector[:, :, None, None].expand(-1, -1, *classes.shape[1:]))
 
     # -- training -------------------------------------------------------------------------------------------------------
 
@@ -344,18 +339,8 @@ class DeepJscc(System):
         return 0.1 if "synthesis" in parameter else 1.0
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
-
-        The divisor follows the capacity at that SNR and CBR as the distortion of an ideal code does, up to a constant.
-        ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest pictures own, and PSNR (p -> 0).
-        """
-        result = run[0]
-        assert result.decoded.frames is not None
-        mse = (result.decoded.frames - result.step.frames).square().flatten(1).mean(1)
-        p = float(stage.get("power", 0.5))
-        arrived = result.aux.get("arrived", torch.ones_like(mse))  # what a lost packet does is not the network's to mend
-        loss = ((mse / result.aux["reference_mse"]).pow(p) * arrived).mean()
-        return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+        """A power of the MSE, over what SNR and rate cost: :func:`~semcast.layers.fair_loss.fair_loss`."""
+        return fair_loss(run[0], stage)
 
 
 def _grid(rows: list[Tensor], classes: Tensor) -> Tensor:
@@ -379,12 +364,6 @@ def _scatter(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
     batch, depth, h, w = like.shape
     rows = values.new_zeros(batch, h * w * depth).scatter(1, places, values)
     return rows.reshape(batch, h, w, depth).movedim(-1, 1)
-
-
-def reference_mse(snr_db: Tensor, cbr: float) -> Tensor:
-    """A rough law of how the error of this family falls with SNR and rate, (B,); only its shape matters."""
-    capacity = torch.log2(1 + 10 ** (snr_db / 10)) * cbr
-    return 0.004 * (1 + capacity / 0.03) ** -1.1
 
 
 CONFIGS: dict[str, SmallConfig | PaperConfig] = {"small": SmallConfig(), "paper": PaperConfig()}

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semcast.errors import InputError, WeightsError
-from semcast.metrics.perceptual import WEIGHTS_ENV, WEIGHTS_NAME, find_squeezenet, load_lpips
+from semcast.errors import InputError
+from semcast.metrics.perceptual import lpips_loss
 
 BETA = 0.25
 TASK_TERMS = ("jsd", "kld", "ce")
@@ -62,10 +62,7 @@ def distortion(
     if "mse" in terms:
         found["mse"] = F.mse_loss(made, x)
     if "lpips" in terms:
-        path = find_squeezenet()
-        if path is None:
-            raise WeightsError(f"the loss term 'lpips' needs SqueezeNet 1.1; point ${WEIGHTS_ENV} at {WEIGHTS_NAME}")
-        found["lpips"] = load_lpips(path).to(x.device)(x, made).mean()
+        found["lpips"] = lpips_loss(x, made)
     if target is not None and (task := [name for name in TASK_TERMS if name in terms]):
         with torch.no_grad():
             log_s = F.log_softmax(target(x).float(), 1)  # eq. (3)

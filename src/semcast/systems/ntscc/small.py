@@ -25,7 +25,8 @@ from semcast.errors import BudgetError
 from semcast.layers.block_classes import BLOCK, decode_classes, encode_classes, side_margin_db
 from semcast.layers.block_code import BlockCode, joined
 from semcast.layers.blocks import pad_to
-from semcast.layers.residual import Conditions, Synthesis
+from semcast.layers.fair_loss import fair_loss, reference_mse
+from semcast.layers.residual import Synthesis, conditions_of
 from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.systems.base import Side, System
@@ -209,18 +210,12 @@ class NtsccSmall(System):
             y_hat = self.code.demodulate(values.flatten(), noise.flatten(), per_block, classes.flatten(), joined(plans))
             y_hat = y_hat.reshape(len(values), h, w, -1).movedim(-1, 1)
         measured_db = -10 * noise_var.log10().mean(1)
-        conditions = self._conditions(measured_db, uses / (h * w), classes)
+        conditions = conditions_of(measured_db, uses / (h * w), classes)
         with torch.autocast("cpu", enabled=False):
             linear = self.code.blocks.synthesise(y_hat)
         halves = F.pixel_unshuffle(linear, BLOCK // 2)
         picture: Tensor = self.g_s(halves, y_hat / self.std[:, None, None], classes, conditions)
         return picture
-
-    def _conditions(self, snr_db: Tensor, uses_per_block: float, classes: Tensor) -> Conditions:
-        snr = (snr_db.clamp(-10, 40) / 20).to(classes.device)
-        rate = torch.full_like(snr, math.log2(max(uses_per_block, 0.5)) / 7)
-        vector = torch.stack([snr, rate], 1)
-        return Conditions(vector, vector[:, :, None, None].expand(-1, -1, *classes.shape[1:]))
 
     # -- training --------------------------------------------------------------------------------------------------------
 
@@ -231,18 +226,11 @@ class NtsccSmall(System):
             self.std.copy_(self.code.blocks.analyse(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Mean over the batch of MSE^p, each divided by what the condition costs, so that every SNR and rate counts.
+        """A power of the MSE, over what SNR and rate cost: :func:`~semcast.layers.fair_loss.fair_loss`.
 
         The rate is not in the loss: the allocation meets the budget exactly, at the best distortion for the classes.
-        ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest pictures own, and PSNR (p -> 0).
         """
-        result = run[0]
-        assert result.decoded.frames is not None
-        mse = (result.decoded.frames - result.step.frames).square().flatten(1).mean(1)
-        p = float(stage.get("power", 0.5))
-        arrived = result.aux.get("arrived", torch.ones_like(mse))  # what a lost packet does is not the network's to mend
-        loss = ((mse / result.aux["reference_mse"]).pow(p) * arrived).mean()
-        return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+        return fair_loss(run[0], stage)
 
 
 def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
@@ -255,9 +243,3 @@ def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[
     if classes is None:
         return None
     return float(told), float(shift), 10 ** ((gain / 100 - 100) / 20), torch.from_numpy(classes)[None]
-
-
-def reference_mse(snr_db: Tensor, cbr: float) -> Tensor:
-    """A rough law of how the error of this family falls with SNR and rate, (B,); only its shape matters."""
-    capacity = torch.log2(1 + 10 ** (snr_db / 10)) * cbr
-    return 0.004 * (1 + capacity / 0.03) ** -1.1

@@ -14,10 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semcast.systems.sematt.maps import COUNTS, Map, counted, range_decode, range_encode
+from semcast.systems.sematt.maps import COUNTS, Map, class_map, counted, range_decode, range_encode
 
 GRIDS = (8, 16, 32)
 """Pixels along a side of a cell of the maps that may be sent, by the number in the head."""
@@ -32,11 +31,7 @@ LIMIT = 255
 
 def coarser(one: Tensor, times: int, classes: int) -> Tensor:
     """The commonest class of ``times`` x ``times`` cells of maps (B, h, w), edges repeated: (B, ceil(h / times), ...)."""
-    if times == 1:
-        return one
-    lower, right = -one.shape[1] % times, -one.shape[2] % times
-    padded = F.pad(one[:, None].float(), (0, right, 0, lower), mode="replicate")[:, 0].long()
-    return torch.stack([F.avg_pool2d((padded == m).float(), times) for m in range(classes)], 1).argmax(1)
+    return one if times == 1 else class_map(one, times, times, classes)
 
 
 def finer(one: Tensor, times: int, size: tuple[int, int]) -> Tensor:

@@ -100,11 +100,6 @@ def _smoothed(maps: Tensor) -> Tensor:
     return F.conv2d(F.pad(maps, (1, 1, 1, 1), mode="replicate"), kernel, groups=maps.shape[1])
 
 
-def pooled(x: Tensor, stride: int) -> Tensor:
-    """Means of (B, C, H, W) over cells."""
-    return F.avg_pool2d(x, stride)
-
-
 def enlarged(x: Tensor, times: int) -> Tensor:
     """(B, C, h, w) -> (B, C, times h, times w), bilinear."""
     return F.interpolate(x, scale_factor=times, mode="bilinear", align_corners=False)
@@ -141,12 +136,12 @@ class Generator(nn.Module):
         Returns:
             (B, 3, H, W), and (B, 2, H, W) in pixels.
         """
-        coarse = pooled(flow, EIGHTH)
+        coarse = F.avg_pool2d(flow, EIGHTH)
         moved = warp(picture, flow)
         carried = warp(before, coarse / EIGHTH)
         told = [before, now, now - carried * now.sum(1, keepdim=True)]
         seen = [F.pixel_unshuffle(x - 0.5, EIGHTH) for x in (picture, moved)]
-        x = self.stem(torch.cat([*seen, *told, coarse / EIGHTH, pooled(doubt, EIGHTH), now.sum(1, keepdim=True)], 1))
+        x = self.stem(torch.cat([*seen, *told, coarse / EIGHTH, F.avg_pool2d(doubt, EIGHTH), now.sum(1, keepdim=True)], 1))
         for block in self.blocks:
             x = block(x, conditions)
         x = F.gelu(x)
@@ -154,7 +149,7 @@ class Generator(nn.Module):
         flow = flow + enlarged(residual, QUARTER)
         mask = enlarged(torch.sigmoid(F.pixel_shuffle(self.mask_head(x).float(), 2)), QUARTER)
         moved = warp(picture, flow)
-        local = torch.cat([F.pixel_unshuffle(moved - 0.5, QUARTER), pooled(mask, QUARTER)], 1)
+        local = torch.cat([F.pixel_unshuffle(moved - 0.5, QUARTER), F.avg_pool2d(mask, QUARTER)], 1)
         y = F.pixel_shuffle(self.expand(x), 2) + self.look(local)
         for block in self.fine:
             y = block(y, conditions)

@@ -44,6 +44,23 @@ MAP_LOST = 0.03  # of the maps in training, so that the receiver knows how to do
 _SCALE = "<bH"  # told SNR in half dB, amplitude in steps
 
 
+def labels_of(system: System, step: Step) -> Tensor:
+    """Labels (B, t, H, W) as a transmitter has them, -1 where it knows nothing: in training those of the data, otherwise as
+    ``system.maps`` says.
+
+    Raises:
+        InputError: the true ones are to be sent, and these pictures have none.
+    """
+    found: Tensor | None = None
+    if system.training or system.maps == "truth":
+        found = step.labels.get("segmentation")
+        if found is None and not system.training:
+            raise InputError(f"{system.name} was to send the true maps, and these pictures have none; use predicted ones")
+    elif system.segmenter is not None:
+        found = system.segmenter(step.frames.flatten(0, 1)).unflatten(0, step.frames.shape[:2])
+    return torch.full_like(step.frames[:, :, 0], -1, dtype=torch.int64) if found is None else found
+
+
 class JsccState(NamedTuple):
     """One side: the session header."""
 
@@ -111,16 +128,7 @@ class SemAttSystem(System):
         grid = len(padded), padded.shape[-2] // self.code.cell, padded.shape[-1] // self.code.cell
         if self.coder is None:
             return torch.zeros(grid, dtype=torch.int64, device=padded.device)
-        labels: Tensor | None = None
-        if self.training or self.maps == "truth":
-            labels = step.labels.get("segmentation")
-            if labels is None and not self.training:
-                raise InputError(f"{self.name} was to send the true maps, and these pictures have none; use predicted ones")
-            labels = None if labels is None else labels.flatten(0, 1)
-        elif self.segmenter is not None:
-            labels = self.segmenter(step.frames.flatten(0, 1))
-        if labels is None:
-            return torch.full(grid, self.code.classes - 1, dtype=torch.int64, device=padded.device)
+        labels = labels_of(self, step).flatten(0, 1)
         return class_map(labels, self.code.cell, self.code.multiple, self.code.classes)
 
     def _price(self, packets: Mapping[str, Packet], mcs: str | None, budget: Budget) -> int:

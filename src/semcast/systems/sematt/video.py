@@ -24,7 +24,7 @@ from semcast.layers.blocks import pad_to
 from semcast.layers.motion import dense_flow
 from semcast.layers.symbols import unit_power
 from semcast.layers.warp import warp
-from semcast.metrics.perceptual import WEIGHTS_ENV, WEIGHTS_NAME, find_squeezenet, load_lpips
+from semcast.metrics.perceptual import lpips_loss
 from semcast.systems.base import Side, System
 from semcast.systems.sematt.following import (
     GRIDS,
@@ -42,7 +42,7 @@ from semcast.systems.sematt.following import (
 )
 from semcast.systems.sematt.generator import EIGHTH, Generator, GeneratorConfig, carried_on, enlarged, motion_of_maps
 from semcast.systems.sematt.maps import Map, class_map
-from semcast.systems.sematt.system import SemAttSystem
+from semcast.systems.sematt.system import SemAttSystem, labels_of
 from semcast.types import (
     Analog,
     Aux,
@@ -167,7 +167,7 @@ class SemAttVideo(System):
     def encode(
         self, step: Step, state: TxState, csi: Csi, budget: Budget, *, generator: torch.Generator
     ) -> tuple[Payload, TxState, Aux]:
-        labels = self._labels(step)
+        labels = labels_of(self, step)
         classes = class_map(labels.flatten(0, 1), GRIDS[0], self.key.code.multiple, self.coder.classes)
         classes = classes.unflatten(0, labels.shape[:2])
         streams: dict[str, Analog | Digital] = {}
@@ -194,15 +194,6 @@ class SemAttVideo(System):
         if each > self._most_uses(step.frames):
             aux["rate_note"] = f"{self.name} takes less than the budget: its key frames hold no more"
         return streams, state, aux
-
-    def _labels(self, step: Step) -> Tensor:
-        """Labels (B, t, H, W) as the transmitter has them; unknown where it has none."""
-        found = step.labels.get("segmentation") if self.training or self.maps == "truth" else None
-        if found is None and self.maps == "truth" and not self.training:
-            raise InputError(f"{self.name} was to send the true maps, and these pictures have none; use predicted ones")
-        if found is None and self.maps == "predicted" and self.segmenter is not None and not self.training:
-            found = self.segmenter(step.frames.flatten(0, 1)).unflatten(0, step.frames.shape[:2])
-        return torch.full_like(step.frames[:, :, 0], -1).long() if found is None else found
 
     def _most_uses(self, frames: Tensor) -> int:
         """Channel uses that a key frame can hold, without its packets."""
@@ -434,10 +425,7 @@ class SemAttVideo(System):
         losses = {"l1": (x_hat - x).abs().mean(), "psnr_rgb_db": (-10 * torch.log10(mse + 1e-10)).mean()}
         losses["loss"] = 4 * losses["l1"]
         if stage.get("lpips"):
-            path = find_squeezenet()
-            if path is None:
-                raise InputError(f"LPIPS needs SqueezeNet 1.1; point ${WEIGHTS_ENV} at {WEIGHTS_NAME}, or leave out lpips")
-            losses["lpips"] = load_lpips(path).to(x.device)(x, x_hat).mean()
+            losses["lpips"] = lpips_loss(x, x_hat)
             losses["loss"] = losses["loss"] + float(stage["lpips"]) * losses["lpips"]
         if stage.get("flow") and truths:
             losses["flow"] = (torch.cat(flows) - torch.cat(truths)).abs().sum(1).mean()

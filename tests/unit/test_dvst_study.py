@@ -1,0 +1,43 @@
+"""The study of DVST watches the transmitter while it encodes."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from tiny_systems import tiny_dvst
+
+from semcast.studies.session import Loaded, Radio, transmit_clip
+from semcast.systems import SYSTEMS
+from semcast.video.scenes import open_scene
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def study() -> Iterator[ModuleType]:
+    """The script's module; scripts find each other beside themselves, so its folder is on the path meanwhile."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import dvst_study
+
+        yield dvst_study
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+def test_the_transmitter_s_reference_is_better_than_what_noise_leaves(study: ModuleType) -> None:
+    """In every frame, and more so with every frame of a group."""
+    loaded = Loaded(copy.deepcopy(tiny_dvst()), "", SYSTEMS.get("dvst"), "strong")
+    clean, clip = study.Reference(loaded), open_scene("coffee-pan:size=96x80,frames=8")
+    row = transmit_clip(loaded, clip, Radio(snr_db=10, cbr=0.06), precision="fp32", on_step=clean.step).row
+    assert row.per_frame is not None
+    shown = row.per_frame["psnr_rgb_db"]
+    losses = [a - b for a, b in zip(clean.values, shown, strict=True)]
+    assert all(0 < loss < 6 for loss in losses)
+    assert losses[3] > losses[0]
+    assert losses[7] > losses[4]
