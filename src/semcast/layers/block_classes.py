@@ -84,6 +84,20 @@ class BlockClasses(nn.Module):
         blocks = (self.basis.T @ coefficients.flatten(2)).unflatten(2, coefficients.shape[2:]) + self.mean[:, None, None]
         return F.pixel_shuffle(blocks, BLOCK)
 
+    def analyse_rows(self, pixels: Tensor, count: int) -> Tensor:
+        """The first so many coefficients of blocks (n, 768), as :meth:`pixels` makes them: (n, count)."""
+        return pixels @ self.basis[:count].T
+
+    def pixels(self, frame: Tensor) -> Tensor:
+        """Blocks of a picture (3, 16 h, 16 w), less the mean block: (h w, 768)."""
+        h, w = frame.shape[1] // BLOCK, frame.shape[2] // BLOCK
+        return frame.reshape(3, h, BLOCK, w, BLOCK).permute(1, 3, 0, 2, 4).reshape(h * w, DIMS) - self.mean
+
+    def synthesise_rows(self, rows: Tensor, index: Tensor, h: int, w: int) -> Tensor:
+        """A picture (1, 3, 16 h, 16 w) whose blocks at these indices (n,) have coefficients (n, L), all others none."""
+        blocks = self.mean.repeat(h * w, 1).index_add(0, index, rows @ self.basis)
+        return blocks.reshape(h, w, 3, BLOCK, BLOCK).permute(2, 0, 3, 1, 4).reshape(1, 3, h * BLOCK, w * BLOCK)
+
     def classify(self, coefficients: Tensor) -> Tensor:
         """(N, L, h, w) -> (N, h, w) int64, the likeliest class."""
         if self.classes == 1:
@@ -103,7 +117,9 @@ class BlockClasses(nn.Module):
     def energies(self, rows: Tensor) -> Tensor:
         """Squares of the rotated coefficients of blocks (N, L) in every class's own basis -> (C, N, rotated)."""
         M = self.rotated
-        return torch.stack([(rows[:, :M] @ R.T).square_() for R in self.rotations]) if M else rows[None, :, :0]
+        if not M:
+            return rows[None, :, :0]
+        return F.linear(rows[:, :M], self.rotations.flatten(0, 1)).square_().unflatten(1, (-1, M)).movedim(1, 0)
 
     def weigh(self, energies: Tensor, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """:meth:`scores` from :meth:`energies`."""

@@ -48,6 +48,43 @@ class Plan(NamedTuple):
     told: int
 
 
+class Priced(NamedTuple):
+    """What a price of a use makes of every class.
+
+    Attributes:
+        uses, power, curve: (C, L), of every coefficient of its blocks, as in :class:`Plan`. loud: (C,) whether any is sent.
+            reach: coefficients from here on no class sends. weight, bias: (C, L) of squared coefficients and (C,), whose sum is
+            distortion plus priced uses and power. sent: (D, rotated) directions of the turned coefficients that are sent, class
+            by class. gains: (D, C) their weights less 1, in their class. bent, ends, owner: which of them follow a curve, (k,),
+            where that ends, (k,), and whose they are, (k, C).
+    """
+
+    uses: Tensor
+    power: Tensor
+    curve: Tensor
+    loud: Tensor
+    reach: int
+    weight: Tensor
+    bias: Tensor
+    sent: Tensor
+    gains: Tensor
+    bent: Tensor
+    ends: Tensor
+    owner: Tensor
+
+
+class Choice(NamedTuple):
+    """Classes (h, w) of a picture's blocks; which blocks get channel uses, (n,) indices; and their coefficients (n, L)."""
+
+    classes: Tensor
+    busy: Tensor
+    rows: Tensor
+
+
+KEPT = 64
+"""Prices that tables are kept for."""
+
+
 class BlockCode(nn.Module):
     """Classes of blocks, curves, and the allocation that joins them.
 
@@ -68,7 +105,8 @@ class BlockCode(nn.Module):
         self.register_buffer("thresholds", table["thresholds"].long(), persistent=False)  # (told, MAX_USES)
         self.register_buffer("powers", table["powers"].long(), persistent=False)  # (told, MAX_USES, DEPTH)
         self.register_buffer("power_price", table["power_price"].float(), persistent=False)  # (told,)
-        self._orders: dict[tuple[int, int], Tensor] = {}
+        self._orders: dict[tuple[int, ...], Tensor] = {}
+        self._priced: dict[tuple[int, ...], Priced] = {}
 
     power_price: Tensor
 
@@ -86,39 +124,96 @@ class BlockCode(nn.Module):
         """Row of the tables for a told SNR."""
         return round(max(TOLD_LOW_DB, min(TOLD_HIGH_DB, snr_db))) - TOLD_LOW_DB
 
+    def _version(self) -> tuple[int, ...]:
+        """Of the statistics: what is kept holds for one version of them."""
+        tables = self.levels, self.blocks.std
+        marks = [table.data_ptr() if table.is_inference() else table._version for table in tables]
+        return *marks, torch.is_inference_mode_enabled()
+
     def _order(self, told: int) -> tuple[Tensor, Tensor]:
         """Every possible use of (class, coefficient), the most worthwhile first, and its worth."""
         worth = (self.levels[:, :, None].long() - self.thresholds[told]).flatten()
-        key = (told, self.levels.data_ptr() if self.levels.is_inference() else self.levels._version)
+        key = (told, *self._version())
         if key not in self._orders:
-            self._orders = {k: v for k, v in self._orders.items() if k[1] == key[1]}
+            self._orders = {k: v for k, v in self._orders.items() if k[1:] == key[1:]}
             self._orders[key] = worth.argsort(descending=True, stable=True)
         return self._orders[key], worth
+
+    def _filled(self, classes: Tensor, uses: int, told: int) -> tuple[Tensor, Tensor, int, int]:
+        """Of blocks of these classes and complex channel uses: the order, real uses that are filled by each, how many are
+        wanted, and the last of the order that gets some."""
+        C, L = self.levels.shape
+        wanted = min(2 * uses, len(classes) * L * MAX_USES // 2 * 2)
+        order, _ = self._order(told)
+        filled = torch.bincount(classes, minlength=C)[order // (L * MAX_USES)].cumsum(0)
+        return order, filled, wanted, min(int(torch.searchsorted(filled, wanted)), len(order) - 1)
+
+    def price_of(self, classes: Tensor, uses: int, snr_db: float) -> int:
+        """The price of :meth:`allocate`'s plan."""
+        told = self.told_index(snr_db)
+        order, _, _, last = self._filled(classes, uses, told)
+        row, m = divmod(int(order[last]), MAX_USES)
+        return int(self.levels.flatten()[row]) - int(self.thresholds[told, m])
 
     def allocate(self, classes: Tensor, uses: int, snr_db: float) -> Plan:
         """Share ``uses`` complex channel uses out over blocks of these classes (N,), for a told SNR."""
         told = self.told_index(snr_db)
         C, L = self.levels.shape
-        blocks = torch.bincount(classes, minlength=C)
-        wanted = min(2 * uses, len(classes) * L * MAX_USES // 2 * 2)
-        order, worth = self._order(told)
-        filled = blocks[order // (L * MAX_USES)].cumsum(0)
-        last = min(int(torch.searchsorted(filled, wanted)), len(order) - 1)
+        order, filled, wanted, last = self._filled(classes, uses, told)
         table = torch.bincount(order[:last] // MAX_USES, minlength=C * L).reshape(C, L)
-        marginal = int(order[last])
-        price = int(worth[marginal])
-        chosen = table[classes]
-        rest = wanted - (int(filled[last - 1]) if last else 0)
-        members = (classes == marginal // (L * MAX_USES)).nonzero().flatten()[:rest]
-        chosen[members, marginal // MAX_USES % L] += 1  # the marginal use goes to the first blocks of its class only
-        return self._plan(chosen, classes, price, told)
+        owner, rest = divmod(int(order[last]), L * MAX_USES)
+        price = int(self.levels[owner, rest // MAX_USES]) - int(self.thresholds[told, rest % MAX_USES])
+        # The marginal use goes to the first blocks of its class only: they are a class of their own here.
+        more = table[owner].clone()
+        more[rest // MAX_USES] += 1
+        members = (classes == owner).nonzero().flatten()[: wanted - (int(filled[last - 1]) if last else 0)]
+        of_blocks = classes.clone()
+        of_blocks[members] = C
+        table = torch.cat([table, more[None]])
+        power, curve = self._powers(told, price, torch.cat([self.levels, self.levels[owner, None]]), table)
+        return Plan(table[of_blocks], power[of_blocks], curve[of_blocks], price, told)
 
-    def _powers(self, told: int, price: int) -> tuple[Tensor, Tensor]:
-        """Power and curve of every (class, coefficient, number of uses), both (C, L, MAX_USES)."""
-        depth = (self.levels.long() - price + BELOW).clamp(0, DEPTH - 1)
-        quarter = self.powers[told][:, depth].movedim(0, -1)
+    def _powers(self, told: int, price: int, levels: Tensor, uses: Tensor) -> tuple[Tensor, Tensor]:
+        """Power and curve at so many uses, both as the levels are."""
+        depth = (levels.long() - price + BELOW).clamp(0, DEPTH - 1)
+        quarter = self.powers[told][(uses - 1).clamp_min(0), depth]
         snr = torch.div(quarter + STEPS_PER_DB // 2, STEPS_PER_DB, rounding_mode="floor") + told + TOLD_LOW_DB - LOW_DB
-        return 10 ** (quarter.float() / (10 * STEPS_PER_DB)), snr.clamp(0, len(self.expansion.gain_db) - 1)
+        power = 10 ** (quarter.float() / (10 * STEPS_PER_DB)) * (uses > 0)
+        return power, snr.clamp(0, len(self.expansion.gain_db) - 1)
+
+    def priced(self, price: int, told: int) -> Priced:
+        """What a price makes of every class; kept while the statistics stay the same."""
+        key = (price, told, *self._version())
+        if key not in self._priced:
+            kept = [(k, v) for k, v in self._priced.items() if k[2:] == key[2:]][1 - KEPT :]
+            self._priced = {**dict(kept), key: self._price(price, told)}
+        return self._priced[key]
+
+    def _price(self, price_steps: int, told: int, m: Tensor | None = None) -> Priced:
+        """``m``: (C, L) uses of every coefficient, where these are not those that pay for themselves."""
+        price = 10 ** (price_steps / (10 * STEPS_PER_DB))
+        m = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price_steps).sum(-1) if m is None else m
+        p, curve = self._powers(told, price_steps, self.levels, m)
+        sent, std = m > 0, self.blocks.std
+        variance = std.square().clamp_min(1e-9)
+        snr = 10 ** ((told + TOLD_LOW_DB) / 10)
+        gain = torch.where(m == 1, 1 + p * snr, 10 ** (self.expansion.gain_db[curve, (m - 1).clamp_min(0)] / 10))
+        theta = float(self.power_price[told]) * price
+        # One use shrinks what it carries (LMMSE); more uses leave an error that does not depend on the value.
+        shrink = torch.where(m == 1, gain.reciprocal().square(), torch.zeros_like(gain))
+        weight = torch.where(sent, shrink + theta * m * p / variance, torch.ones_like(gain))
+        error = torch.where(m == 1, variance * (gain.reciprocal() - gain.reciprocal().square()), variance / gain)
+        bias = (sent * (error + (price - theta) * m)).sum(1)
+        turned = m[:, : self.blocks.rotated]
+        place, number = (turned > 0), turned[turned > 0]
+        directions = self.blocks.rotations[place] if self.blocks.rotated else weight[:0, :0]
+        owner = F.one_hot(place.nonzero()[:, 0], len(m)).float()
+        gains = owner * (weight[:, : self.blocks.rotated][place] - 1)[:, None]
+        bent = (number > 1).nonzero().flatten()
+        ends = REACH * std[:, : self.blocks.rotated][place][bent]
+        reach = int(sent.any(0).nonzero().max()) + 1 if bool(sent.any()) else 0
+        reach = max(reach, self.blocks.rotated)
+        return Priced(m, p, curve, sent.any(1), reach, weight, bias, directions, gains, bent, ends, owner[bent])
 
     # -- which class -----------------------------------------------------------------------------------------------------
 
@@ -136,98 +231,70 @@ class BlockCode(nn.Module):
         variance = self.blocks.std.square() + self.blocks.floor
         energies = self.blocks.energies(rows)
         likely = self.blocks.weigh(energies, rows, 1 / variance, variance.log().sum(1)).argmin(1)
-        plan = self.allocate(likely, uses, snr_db)
-        cost = self._block_costs(rows, energies, plan.price, plan.told).reshape(h, w, -1)
-        priced = _lengths(self.blocks.frequencies) * self.bit_price(plan.price, bits_per_use)
-        return refine(cost, priced, likely.reshape(h, w))
+        price = self.price_of(likely, uses, snr_db)
+        cost = self._block_costs(rows, self.priced(price, self.told_index(snr_db))).reshape(h, w, -1)
+        bits = _lengths(self.blocks.frequencies) * self.bit_price(price, bits_per_use)
+        return refine(cost, bits, likely.reshape(h, w))
 
     @torch.no_grad()
     def choose_at(
         self,
-        coefficients: Tensor,
+        picture: Tensor,
         price: int,
         snr_db: float,
         bits_per_use: float,
         table: Tensor,
         context: Callable[[Tensor, Tensor], Tensor],
         earlier: Tensor,
-    ) -> Tensor:
-        """The same at a given price instead of a number of uses, under the caller's table and contexts (:func:`refine`)."""
-        rows = coefficients.flatten(1).T
-        energies = self.blocks.energies(rows)
-        cost = self._block_costs(rows, energies, price, self.told_index(snr_db)).reshape(*coefficients.shape[1:], -1)
-        priced = _lengths(table) * self.bit_price(price, bits_per_use)
-        start = (cost + priced.mean(0)).argmin(-1)
-        return refine(cost, priced, start, context, earlier)
+    ) -> Choice:
+        """The same of a picture (3, H, W) at a given price instead of a number of uses, under the caller's table and contexts
+        (:func:`refine`)."""
+        priced = self.priced(price, self.told_index(snr_db))
+        rows = self.blocks.analyse_rows(self.blocks.pixels(picture), priced.reach)
+        cost = self._block_costs(rows, priced).reshape(*earlier.shape, -1)
+        bits = _lengths(table) * self.bit_price(price, bits_per_use)
+        classes = refine(cost, bits, (cost + bits.mean(0)).argmin(-1), context, earlier)
+        busy = priced.loud[classes.flatten()].nonzero().flatten()
+        return Choice(classes, busy, F.pad(rows[busy], (0, self.blocks.latents - priced.reach)))
 
     @torch.no_grad()
-    def demand(self, rows: Tensor, energies: Tensor, price: int, snr_db: float, bits_per_use: float) -> tuple[float, float]:
-        """Real channel uses and bits of classes that blocks (N, L) would take at a price, about."""
-        told = self.told_index(snr_db)
-        cost = self._block_costs(rows, energies, price, told)
-        bits = _lengths(self.blocks.frequencies.double().sum(0, keepdim=True))[0]
-        classes = (cost + 0.6 * self.bit_price(price, bits_per_use) * bits).argmin(1)
-        uses = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum((1, 2))
-        return float(uses[classes].sum()), 0.6 * float(bits[classes].sum())
+    def demand(self, pixels: Tensor, price: int, snr_db: float, bits_per_use: float) -> tuple[Tensor, Tensor]:
+        """Real channel uses, and bits of the class, that each of blocks (N, 768) would take at a price, about, (N,) each."""
+        priced = self.priced(price, self.told_index(snr_db))
+        cost = self._block_costs(self.blocks.analyse_rows(pixels, priced.reach), priced)
+        bits = 0.6 * _lengths(self.blocks.frequencies.double().sum(0, keepdim=True))[0]
+        classes = (cost + self.bit_price(price, bits_per_use) * bits).argmin(1)
+        return priced.uses.sum(1)[classes], bits[classes]
 
     def plan_at(self, classes: Tensor, price: int, snr_db: float) -> Plan:
         """What blocks of these classes (N,) are worth at a price: every use that pays for itself."""
         told = self.told_index(snr_db)
-        return self._plan(self._uses(price, told)[classes], classes, price, told)
+        priced = self.priced(price, told)
+        return Plan(priced.uses[classes], priced.power[classes], priced.curve[classes], price, told)
 
-    def _plan(self, chosen: Tensor, classes: Tensor, price: int, told: int) -> Plan:
-        power, curve = self._powers(told, price)
-        index = (chosen - 1).clamp_min(0)[..., None]
-        power, curve = (table[classes].gather(2, index)[..., 0] for table in (power, curve))
-        return Plan(chosen, power * (chosen > 0), curve, price, told)
+    def busy(self, classes: Tensor, price: int, snr_db: float) -> Tensor:
+        """Which of the blocks of these classes (N,) get channel uses at a price: (n,) indices."""
+        return self.priced(price, self.told_index(snr_db)).loud[classes].nonzero().flatten()
 
     @staticmethod
     def bit_price(price: int, bits_per_use: float) -> float:
         """What a bit of side information costs at a price of a use, in squared pixel values."""
         return 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
 
-    def _uses(self, price: int, told: int) -> Tensor:
-        """Uses (C, L) of every (class, coefficient) that pay for themselves."""
-        return ((self.levels[:, :, None].long() - self.thresholds[told]) >= price).sum(-1)
+    def _block_costs(self, rows: Tensor, priced: Priced) -> Tensor:
+        """Distortion plus priced uses and power of blocks (N, L) in every class, less what they have for energy: (N, C).
 
-    def _block_costs(self, rows: Tensor, energies: Tensor, price: int, told: int, m: Tensor | None = None) -> Tensor:
-        """Distortion plus priced uses and power of blocks (N, L) in every class: (N, C).
-
-        Args:
-            m: (C, L) uses of every (class, coefficient), where these are not those that pay for themselves.
+        Only what a class sends makes a difference: of 128 coefficients in its own basis few are, at most prices.
         """
-        m = self._uses(price, told) if m is None else m
-        weight, bias = self._costs(price, told, m)
-        cost = self.blocks.weigh(energies, rows, weight, bias)
-        # A curve has ends: what lies beyond them is lost, however many uses it gets.
         M = self.blocks.rotated
-        curved = (m[:, :M] > 1).any(0).nonzero().flatten()
-        if len(curved):
-            bent = m[:, curved] > 1
-            ends = torch.where(bent, REACH * self.blocks.std[:, curved], torch.inf)
-            beyond = (energies[:, :, curved].sqrt() - ends[:, None]).clamp_min_(0)
-            cost = cost + beyond.square().sum(-1).T
+        squares = (rows[:, :M] @ priced.sent.T).square_()
+        rest = slice(M, min(priced.reach, rows.shape[1]))
+        cost = squares @ priced.gains + rows[:, rest].square() @ (priced.weight[:, rest] - 1).T + priced.bias
+        # A curve has ends: what lies beyond them is lost, however many uses it gets.
+        if len(priced.bent):
+            beyond = (squares[:, priced.bent].sqrt_() - priced.ends).clamp_min_(0)
+            cost += beyond.square_() @ priced.owner
         return cost
-
-    def _costs(self, price_steps: int, told: int, m: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (C, L) of squared coefficients and biases (C,) whose sum is distortion plus priced uses and power."""
-        price = 10 ** (price_steps / (10 * STEPS_PER_DB))
-        power, curve = self._powers(told, price_steps)
-        index = (m - 1).clamp_min(0)[..., None]
-        p = power.gather(2, index)[..., 0]
-        sent = m > 0
-        variance = self.blocks.std.square().clamp_min(1e-9)
-        snr = 10 ** ((told + TOLD_LOW_DB) / 10)
-        gain = torch.where(
-            m == 1, 1 + p * snr, 10 ** (self.expansion.gain_db[curve.gather(2, index)[..., 0], index[..., 0]] / 10)
-        )
-        theta = float(self.power_price[told]) * price
-        # One use shrinks what it carries (LMMSE); more uses leave an error that does not depend on the value.
-        shrink = torch.where(m == 1, gain.reciprocal().square(), torch.zeros_like(gain))
-        weight = torch.where(sent, shrink + theta * m * p / variance, torch.ones_like(gain))
-        error = torch.where(m == 1, variance * (gain.reciprocal() - gain.reciprocal().square()), variance / gain)
-        bias = (sent * (error + (price - theta) * m)).sum(1)
-        return weight, bias
 
     def shifted(self, plan: Plan, decibels: int) -> Plan:
         """The plan for symbols that will be scaled by so many decibels: on the curves of the SNR that this leaves."""

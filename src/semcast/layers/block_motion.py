@@ -5,6 +5,8 @@ Vectors are in quarter pixels, int64 as (x, y): a block at p looks like the refe
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,11 +103,12 @@ def estimate(
     halves = [_block_error(luma[0], _moved(luma[1], one, BLOCK)) for one in candidates]  # (2 h, 2 w) each
     errors = np.stack([one.reshape(h, 2, w, 2).sum((1, 3)) for one in halves], -1)
     choices = np.stack(candidates, 2)  # (h, w, K, 2)
+    lengths = _lengths(tables.differences), _lengths(tables.flags)
     rows, columns = np.arange(h)[:, None], np.arange(w)
     # From a field that is cheap to tell: from the best of every block on its own, none would ever join its neighbours.
-    pick = (errors + bit_price * _bits(choices, common, tables)).argmin(-1)
+    pick = (errors + bit_price * _bits(choices, common, *lengths)).argmin(-1)
     for turn in range(2 * SWEEPS):
-        bits = _bits(choices, choices[rows, columns, pick], tables)
+        bits = _bits(choices, choices[rows, columns, pick], *lengths)
         odd = np.add.outer(np.arange(h), np.arange(w)) % 2 == turn % 2
         pick = np.where(odd, (errors + bit_price * bits).argmin(-1), pick)
     base = choices[rows, columns, pick]
@@ -125,10 +128,12 @@ def estimate(
 
 
 def _medians(flow: np.ndarray, block: int) -> np.ndarray:
-    """Median of a flow (H, W, 2) in every block, in quarter pixels (H / block, W / block, 2)."""
-    h, w = flow.shape[0] // block, flow.shape[1] // block
-    grid = flow.reshape(h, block, w, block, 2).transpose(0, 2, 1, 3, 4).reshape(h, w, -1, 2)
-    return np.rint(np.median(grid[:, :, :: block // 4 - 1], 2) * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
+    """Median of a flow (H, W, 2) in every block, in quarter pixels (H / block, W / block, 2), from 16 places of each."""
+    h, w, places = flow.shape[0] // block, flow.shape[1] // block, np.array([1, 5, 10, 14]) * block // 16
+    grid = flow.reshape(h, block, w, block, 2)[:, places][:, :, :, places]
+    grid = grid.transpose(0, 2, 4, 1, 3).reshape(h, w, 2, 16)
+    middle = np.partition(grid, (7, 8), -1)[..., 7:9].mean(-1)
+    return np.rint(middle * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
 
 
 def _neighbours(vectors: np.ndarray) -> list[np.ndarray]:
@@ -137,11 +142,11 @@ def _neighbours(vectors: np.ndarray) -> list[np.ndarray]:
     return [padded[1:-1, :-2], padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1]]
 
 
-def _bits(choices: np.ndarray, now: np.ndarray, tables: Counts) -> np.ndarray:
-    """What each of the vectors (h, w, K, 2) costs where the neighbours have the vectors ``now`` (h, w, 2): (h, w, K) bits."""
+def _bits(choices: np.ndarray, now: np.ndarray, lengths: np.ndarray, flags: np.ndarray) -> np.ndarray:
+    """What each of the vectors (h, w, K, 2) costs where the neighbours have the vectors ``now`` (h, w, 2): (h, w, K) bits,
+    given the lengths of differences and of flags."""
     prediction, context = predictions(now)
     difference = choices - prediction[:, :, None]
-    lengths, flags = _lengths(tables.differences), _lengths(tables.flags)
     explicit = lengths[context[:, :, None, None], symbols_of(difference)].sum(-1)
     flag_context = _flag_contexts((now != prediction).any(-1), None)[:, :, None]
     return np.where(difference.any(-1), flags[flag_context, 1] + explicit, flags[flag_context, 0])
@@ -157,10 +162,19 @@ def _moved(luma: np.ndarray, vectors: np.ndarray, block: int) -> np.ndarray:
     """A rough compensation, bilinear, to choose vectors of blocks by."""
     import cv2
 
-    height, width = luma.shape
-    dense = (vectors.astype(np.float32) / PER_PIXEL).repeat(block, 0).repeat(block, 1)
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return cv2.remap(luma, x + dense[..., 0], y + dense[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    place = _dense_places(luma.shape, vectors, block)
+    return cv2.remap(luma, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+
+
+def _dense_places(shape: tuple[int, ...], vectors: np.ndarray, block: int) -> np.ndarray:
+    """(H, W, 2) float32: where in the reference every pixel comes from."""
+    return _places(*shape) + (vectors.astype(np.float32) / PER_PIXEL).repeat(block, 0).repeat(block, 1)
+
+
+@lru_cache(maxsize=4)
+def _places(height: int, width: int) -> np.ndarray:
+    """(H, W, 2) float32: x and y of every pixel."""
+    return np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), -1)
 
 
 def _block_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -177,12 +191,24 @@ def compensate(reference: Tensor, field: Tensor) -> Tensor:
     """Move references (N, 3, H, W) by vectors (N, H / 8, W / 8, 2) -> (N, 3, H, W), bicubic, edges repeated."""
     height, width = reference.shape[-2:]
     half = BLOCK // 2
-    dense = field.repeat_interleave(half, 1).repeat_interleave(half, 2).to(reference) / PER_PIXEL
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([x, y], -1).to(reference) + dense
+    if not reference.requires_grad and reference.device.type == "cpu":  # half of the time
+        pairs = zip(reference.float().numpy(), field.numpy(), strict=True)
+        return torch.from_numpy(np.stack([_moved_colours(picture, vectors, half) for picture, vectors in pairs]))
+    dense = (field.to(reference) / PER_PIXEL).repeat_interleave(half, 1).repeat_interleave(half, 2)
     scale = reference.new_tensor([2 / width, 2 / height])
-    grid = (place + 0.5) * scale - 1
+    grid = (torch.from_numpy(_places(height, width)).to(reference) + dense + 0.5) * scale - 1
     return F.grid_sample(reference, grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def _moved_colours(picture: np.ndarray, vectors: np.ndarray, block: int) -> np.ndarray:
+    """The same of one picture (3, H, W); no gradients pass."""
+    import cv2
+
+    place = _dense_places(picture.shape[1:], vectors, block)
+    moved = cv2.remap(
+        np.ascontiguousarray(picture.transpose(1, 2, 0)), place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )  # type: ignore[call-overload]  # its stubs want two maps
+    return moved.transpose(2, 0, 1)
 
 
 # -- coding ------------------------------------------------------------------------------------------------------------------
@@ -194,8 +220,9 @@ def predictions(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     padded = np.zeros((h + 1, w + 2, 2), dtype=np.int64)
     padded[1:, 1:-1] = vectors
     left, up, corner = padded[1:, :-2], padded[:-1, 1:-1], padded[:-1, 2:]
-    spread = np.abs(np.stack([left - up, up - corner])).sum((0, 3))
-    return np.median(np.stack([left, up, corner]), 0).astype(np.int64), np.digitize(spread, [1, 8, 32])
+    spread = (np.abs(left - up) + np.abs(up - corner)).sum(2)
+    middle: np.ndarray = np.maximum(np.minimum(left, up), np.minimum(np.maximum(left, up), corner))
+    return middle, (spread >= 1).astype(np.int64) + (spread >= 8) + (spread >= 32)
 
 
 def symbols_of(difference: np.ndarray) -> np.ndarray:
@@ -260,15 +287,17 @@ def encode(encoder: Any, motion: Motion, before: np.ndarray | None, tables: Coun
     symbols, moved = symbols_of(difference), difference.any(-1)
     flag_context, split_context = _flag_contexts(moved, before), _split_contexts(motion.split, moved)
     own = symbols_of(motion.quarters - motion.base[:, :, None]).reshape(*moved.shape, 8)
-    for i, j in np.ndindex(context.shape):
-        encoder.encode(int(moved[i, j]), flag_models[flag_context[i, j]])
-        for k in (0, 1) if moved[i, j] else ():
-            encoder.encode(int(symbols[i, j, k]), models[context[i, j]])
-            if symbols[i, j, k] == SYMBOLS - 1:
-                encoder.encode(int(motion.base[i, j, k]) + LIMIT, escape)
-        encoder.encode(int(motion.split[i, j]), split_models[split_context[i, j]])
-        for symbol in own[i, j] if motion.split[i, j] else ():
-            encoder.encode(int(symbol), quarter_model)
+    columns = [one.reshape(moved.size, -1).tolist() for one in (moved, flag_context, context, symbols, motion.base, own)]
+    splits = zip(motion.split.flatten().tolist(), split_context.flatten().tolist(), strict=True)
+    for (flag,), (of_flag,), (of_vector,), pair, vector, eight, (split, of_split) in zip(*columns, splits, strict=True):
+        encoder.encode(int(flag), flag_models[of_flag])
+        for symbol, value in zip(pair, vector, strict=True) if flag else ():
+            encoder.encode(symbol, models[of_vector])
+            if symbol == SYMBOLS - 1:
+                encoder.encode(value + LIMIT, escape)
+        encoder.encode(int(split), split_models[of_split])
+        for symbol in eight if split else ():
+            encoder.encode(symbol, quarter_model)
     return moved
 
 
@@ -278,31 +307,33 @@ def decode(decoder: Any, h: int, w: int, before: np.ndarray | None, tables: Coun
 
     flag_models, models, split_models, (quarter_model,) = (_models(table) for table in tables)
     escape = constriction.stream.model.Uniform(2 * LIMIT + 1)
-    moved, split = np.zeros((h, w), dtype=bool), np.zeros((h, w), dtype=bool)
-    quarters = np.zeros((h, w, 4, 2), dtype=np.int64)
-    rows: list[list[tuple[int, int]]] = []
-    still = (0, 0)
+    base: list[list[list[int]]] = [[[0, 0]] * (w + 1)]  # rows, one above the picture first; each with a column to its right
+    moved, split = [[False] * w], [[False] * w]
+    quarters: list[list[int]] = []
     for i in range(h):
-        row: list[tuple[int, int]] = []
-        above = rows[-1] if rows else [still] * w
-        for j in range(w):
-            left, up, corner = row[-1] if j else still, above[j], above[j + 1] if j + 1 < w else still
-            vector = [sorted((left[k], up[k], corner[k]))[1] for k in (0, 1)]
-            total = (int(moved[i, j - 1]) if j else 0) + (int(moved[i - 1, j]) if i else 0)
-            if decoder.decode(flag_models[total if before is None else 3 + total + 2 * int(before[i, j])]):
-                moved[i, j] = True
-                spread = sum(abs(left[k] - up[k]) + abs(up[k] - corner[k]) for k in (0, 1))
+        left, departs, halved = [0, 0], False, False
+        row, flags, splits = [], [], []
+        for j, (up, corner) in enumerate(pairwise(base[-1])):
+            vector = [sorted(three)[1] for three in zip(left, up, corner, strict=True)]
+            total = departs + moved[-1][j]
+            departs = bool(decoder.decode(flag_models[total if before is None else 3 + total + 2 * int(before[i, j])]))
+            if departs:
+                spread = sum(abs(a - b) + abs(b - c) for a, b, c in zip(left, up, corner, strict=True))
                 model = models[(spread >= 1) + (spread >= 8) + (spread >= 32)]
                 for k in (0, 1):
                     symbol = decoder.decode(model)
                     value = decoder.decode(escape) - LIMIT if symbol == SYMBOLS - 1 else vector[k] + symbol - SPAN
                     vector[k] = max(-LIMIT, min(LIMIT, value))
-            row.append((vector[0], vector[1]))
-            quarters[i, j] = vector
-            total = (int(split[i, j - 1]) if j else 0) + (int(split[i - 1, j]) if i else 0) + 3 * int(moved[i, j])
-            if decoder.decode(split_models[total]):
-                split[i, j] = True
-                own = [decoder.decode(quarter_model) - SPAN for _ in range(8)]
-                quarters[i, j] = (quarters[i, j] + np.array(own).reshape(4, 2)).clip(-LIMIT, LIMIT)
-        rows.append(row)
-    return Motion(np.array(rows, dtype=np.int64).reshape(h, w, 2), split, quarters), moved
+            halved = bool(decoder.decode(split_models[halved + split[-1][j] + 3 * departs]))
+            own = [decoder.decode(quarter_model) - SPAN for _ in range(8)] if halved else [0] * 8
+            quarters.append([max(-LIMIT, min(LIMIT, value + more)) for value, more in zip(vector * 4, own, strict=True)])
+            left = vector
+            row.append(vector)
+            flags.append(departs)
+            splits.append(halved)
+        base.append([*row, [0, 0]])
+        moved.append(flags)
+        split.append(splits)
+    vectors = np.array([row[:w] for row in base[1:]], dtype=np.int64)
+    motion = Motion(vectors, np.array(split[1:]), np.array(quarters, dtype=np.int64).reshape(h, w, 4, 2))
+    return motion, np.array(moved[1:])

@@ -15,6 +15,7 @@ Uses here are real; two of them make a channel use.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -33,12 +34,16 @@ LEAST_NOISE = 1e-5
 """Noise power that an estimate reckons with at least: a curve is no finer than that."""
 
 
+@lru_cache(maxsize=1)
+@torch.inference_mode(False)
 def nodes() -> Tensor:
     """(NODES,) source values at the corners of every curve, denser in the middle."""
     u = torch.linspace(-1, 1, NODES, dtype=torch.float64)
     return (REACH * torch.sinh(_SPREAD * u) / math.sinh(_SPREAD)).float()
 
 
+@lru_cache(maxsize=1)
+@torch.inference_mode(False)
 def prior() -> Tensor:
     """(NODES - 1,) probability of every segment under Student's t with 7 degrees of freedom, scaled to unit variance."""
     freedom = 7
@@ -71,18 +76,18 @@ def estimate(curve: Tensor, y: Tensor, noise_var: Tensor, slope: bool = False) -
     """
     sure = noise_var.clamp_min(LEAST_NOISE).reciprocal()
     start, step = curve[:-1], curve.diff(dim=0)
-    length2 = (sure @ step.square().T).clamp_min(1e-8)
-    known = sure * y
-    along = (known @ step.T - sure @ (start * step).T) / length2
+    length2 = (sure @ step.square().T).clamp_min_(1e-8)
+    both = torch.cat([sure * y, sure], 1)
+    along = (both @ torch.cat([step, -start * step], 1).T).div_(length2)
     t = along.clamp(0, 1)
-    # Squared distance to the start, then to the nearest point, both in units of the noise.
-    distance2 = (known * y).sum(-1, keepdim=True) - 2 * known @ start.T + sure @ start.square().T
-    distance2 = distance2 + length2 * t * (t - 2 * along)
+    # Squared distance to the start, then to the nearest point, both in units of the noise, less that of y to nothing.
+    distance2 = both @ torch.cat([-2 * start, start.square()], 1).T
+    distance2 += along.mul_(-2).add_(t).mul_(t).mul_(length2)
     grid, mass = nodes().to(y), prior().to(y)
     # Short segments hold all of their prior; of long ones the noise picks out a part: N(along) integrates to that.
-    part = (2 * math.pi / length2).clamp_max(1.0).log() / 2
-    weight = torch.softmax(part + mass.log() - distance2 / 2, -1)
-    points = grid[:-1] + t * grid.diff()
+    part = (length2 / (2 * math.pi)).clamp_min_(1.0).log_()
+    weight = torch.softmax(mass.log() - part.add_(distance2).div_(2), -1)
+    points = torch.addcmul(grid[:-1], t, grid.diff())
     mean = (weight * points).sum(-1)
     if not slope:
         return mean, None

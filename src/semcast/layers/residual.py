@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semcast.layers.block_classes import BLOCK, DIMS
 from semcast.layers.blocks import AttentionFeature
+from semcast.layers.winograd import convolve
 
 
 class Conditions(NamedTuple):
@@ -39,7 +40,7 @@ class ResidualBlock(nn.Module):
         self.attention = AttentionFeature(width, 2)
 
     def forward(self, x: Tensor, conditions: Tensor) -> Tensor:
-        y = self.conv2(F.gelu(self.conv1(x)))
+        y = convolve(self.conv2, F.gelu(convolve(self.conv1, x)))
         return x + self.attention(y, conditions)
 
 

@@ -5,6 +5,7 @@ A run is one packet. Its first frame is coded on its own; a later one sees what 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,24 +48,46 @@ def class_contexts(classes: np.ndarray, before: np.ndarray | None, group: np.nda
     return spatial_context(left, up) + earlier_context(before, classes.shape, group)
 
 
+class RunEncoder:
+    """Codes a run frame by frame, motion then classes; what it takes so far can be asked, and classes be taken back."""
+
+    def __init__(self, tables: Tables) -> None:
+        import constriction
+
+        self._coder = constriction.stream.queue.RangeEncoder()
+        self._model = constriction.stream.model.Categorical(perfect=False)
+        self._motion, self._group = tables.motion, groups(tables.classes.shape[1])
+        self._classes = tables.classes / tables.classes.sum(1, keepdims=True)
+        self._moved: np.ndarray | None = None
+        self._before: np.ndarray | None = None
+
+    def add_motion(self, motion: block_motion.Motion) -> None:
+        """The motion of the next frame."""
+        self._moved = block_motion.encode(self._coder, motion, self._moved, self._motion)
+
+    def with_classes(self, classes: np.ndarray) -> RunEncoder:
+        """This and the classes (h, w) of the frame; this one stays as it is."""
+        more = copy.copy(self)
+        more._coder = self._coder.clone()
+        rows = self._classes[class_contexts(classes, self._before, self._group).reshape(-1)]
+        more._coder.encode(classes.reshape(-1).astype(np.int32), self._model, rows)
+        more._before = classes
+        return more
+
+    def data(self) -> bytes:
+        """All that was added, as bytes; zeros at the end are left out."""
+        coded: bytes = self._coder.get_compressed().astype("<u4").tobytes()
+        return coded.rstrip(b"\0")
+
+
 def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables: Tables, *, moving: bool = True) -> bytes:
     """Motion and classes (h, w) of consecutive frames -> bytes; without motion where it is known that nothing moves."""
-    import constriction
-
-    encoder = constriction.stream.queue.RangeEncoder()
-    model = constriction.stream.model.Categorical(perfect=False)
-    group = groups(tables.classes.shape[1])
-    table = tables.classes / tables.classes.sum(1, keepdims=True)
-    moved: np.ndarray | None = None
-    before: np.ndarray | None = None
+    coder = RunEncoder(tables)
     for motion, classes in frames:
         if moving:
-            moved = block_motion.encode(encoder, motion, moved, tables.motion)
-        rows = table[class_contexts(classes, before, group).reshape(-1)]
-        encoder.encode(classes.reshape(-1).astype(np.int32), model, rows)
-        before = classes
-    data: bytes = encoder.get_compressed().astype("<u4").tobytes()
-    return data.rstrip(b"\0")
+            coder.add_motion(motion)
+        coder = coder.with_classes(classes)
+    return coder.data()
 
 
 def decode_run(
@@ -76,7 +99,7 @@ def decode_run(
     padded = data + b"\0" * (-len(data) % 4)
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, dtype="<u4").astype(np.uint32))
     models = [constriction.stream.model.Categorical(row / row.sum(), perfect=False) for row in tables.classes]
-    group = groups(tables.classes.shape[1])
+    group = groups(tables.classes.shape[1]).tolist()
     moved: np.ndarray | None = None
     before: np.ndarray | None = None
     out = []
@@ -85,14 +108,17 @@ def decode_run(
             motion = block_motion.Motion.still(h, w)
             if moving:
                 motion, moved = block_motion.decode(decoder, h, w, moved, tables.motion)
-            earlier = earlier_context(before, (h, w), group)
-            classes = np.zeros((h, w), dtype=np.int64)
-            for i in range(h):
-                for j in range(w):
-                    left, up = (group[classes[i, j - 1]] if j else group[0]), (group[classes[i - 1, j]] if i else group[0])
-                    classes[i, j] = decoder.decode(models[spatial_context(left, up) + earlier[i, j]])
-            out.append((motion, classes))
-            before = classes
+            rows: list[list[int]] = []
+            above = [0] * w
+            for earlier in earlier_context(before, (h, w), np.array(group)).tolist():
+                row, left = [], 0
+                for up, more in zip(above, earlier, strict=True):
+                    row.append(decoder.decode(models[spatial_context(left, up) + more]))
+                    left = group[row[-1]]
+                rows.append(row)
+                above = [group[one] for one in row]
+            before = np.array(rows, dtype=np.int64)
+            out.append((motion, before))
     except (AssertionError, ValueError):
         return None
     return out

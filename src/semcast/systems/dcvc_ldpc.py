@@ -302,9 +302,10 @@ def reconstruct(
     """Context (3, H, W) plus what the first of the numbers say of blocks of these classes (h, w) -> (3, H, W) in [0, 1]."""
     flat = torch.zeros(classes.numel() * blocks.latents)
     flat[torch.from_numpy(places[: len(numbers)])] = torch.from_numpy(numbers).float() * 10 ** (step / (20 * STEPS_PER_DB))
-    rows = blocks.rotate(flat.reshape(classes.numel(), -1), classes.flatten(), back=True)
-    difference = blocks.synthesise(rows.T.reshape(1, -1, *classes.shape))[0]
-    return (context + difference).clamp(0, 1)
+    rows = flat.reshape(classes.numel(), -1)
+    busy = rows.any(1).nonzero().flatten()
+    rows = blocks.rotate(rows[busy], classes.flatten()[busy], back=True)
+    return (context + blocks.synthesise_rows(rows, busy, *classes.shape)[0]).clamp(0, 1)
 
 
 # -- packets -----------------------------------------------------------------------------------------------------------------

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from semcast.layers.block_classes import BLOCK
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan, _lengths, refine
+from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Choice, Plan, _lengths, refine
 from semcast.layers.expansion import MAX_USES
-from semcast.layers.side_rate import SideRate
+from semcast.layers.side_coder import RunEncoder
 from semcast.systems.base import System
-from semcast.systems.dvst.config import Ablation
-from semcast.systems.dvst.runs import UNIT, Coded, head_size
+from semcast.systems.dvst.config import Ablation, SmallConfig
+from semcast.systems.dvst.runs import UNIT, Coded, Predicted, head_size
 from semcast.systems.dvst.shares import Group
-from semcast.systems.dvst.small import DvstSmall, SmallConfig, TxState
+from semcast.systems.dvst.small import DvstSmall, TxState
 
 PER_OCTAVE, OFFSET = 20, 4
 """Real uses of a block are 2 ** (OFFSET + index / PER_OCTAVE): an index is told in the place of a price, one byte."""
@@ -53,47 +53,51 @@ class ConstantRateCode(BlockCode):
 
     def _level(self, classes: Tensor, table: Tensor, told: int) -> int:
         """The price that powers follow: the lowest at which blocks of these classes (N,) send at a mean power of at most 1."""
-        often = torch.bincount(classes, minlength=len(table)).float()
-        uses = (often[:, None] * table).sum()
+        often = torch.bincount(classes, minlength=len(table)).float()[:, None]
         low, high = LEAST_LEVEL, MOST_LEVEL
         while high - low > 1:
             middle = (low + high) // 2
-            powers, _ = self._powers(told, middle)
-            power = powers.gather(2, (table - 1).clamp_min(0)[..., None])[..., 0] * table
-            low, high = (middle, high) if (often[:, None] * power).sum() > uses else (low, middle)
+            power, _ = self._powers(told, middle, self.levels, table)
+            low, high = (middle, high) if (often * table * (power - 1)).sum() > 0 else (low, middle)
         return high
+
+    def busy(self, classes: Tensor, price: int, snr_db: float) -> Tensor:
+        """All blocks."""
+        return torch.arange(len(classes))
 
     def plan_at(self, classes: Tensor, price: int, snr_db: float) -> Plan:
         """Blocks of these classes (N,) at a rate index in the place of a price; the plan has the price that powers follow."""
         told, most = self.told_index(snr_db), self.levels.shape[1] * MAX_USES
         count, more = divmod(real_uses(price, len(classes), most), len(classes))
-        chosen = self._table(count, told)[classes]
-        chosen[:more] = self._table(min(count + 1, most), told)[classes[:more]]
         level = self._level(classes, self._table(max(count, 1), told), told)
-        return self._plan(chosen, classes, level, told)
+        parts = []
+        for uses, own in ((count + 1, classes[:more]), (count, classes[more:])):
+            table = self._table(uses, told)
+            parts.append([one[own] for one in (table, *self._powers(told, level, self.levels, table))])
+        return Plan(*(torch.cat(pair) for pair in zip(*parts, strict=True)), level, told)
 
     @torch.no_grad()
     def choose_at(
         self,
-        coefficients: Tensor,
+        picture: Tensor,
         price: int,
         snr_db: float,
         bits_per_use: float,
         table: Tensor,
         context: Callable[[Tensor, Tensor], Tensor],
         earlier: Tensor,
-    ) -> Tensor:
-        """Classes (h, w) that distort least at a rate index in the place of a price, bits of side information priced."""
-        rows, told = coefficients.flatten(1).T, self.told_index(snr_db)
-        energies = self.blocks.energies(rows)
-        variance = self.blocks.std.square() + self.blocks.floor
-        likely = self.blocks.weigh(energies, rows, 1 / variance, variance.log().sum(1)).argmin(1)
+    ) -> Choice:
+        """Classes that distort a picture (3, H, W) least at a rate index in the place of a price, side information priced."""
+        told, blocks = self.told_index(snr_db), self.blocks
+        rows = blocks.analyse_rows(blocks.pixels(picture), blocks.latents)
+        variance = blocks.std.square() + blocks.floor
+        likely = blocks.weigh(blocks.energies(rows), rows, 1 / variance, variance.log().sum(1)).argmin(1)
         count = real_uses(price, len(rows), self.levels.shape[1] * MAX_USES) // len(rows)
         uses = self._table(max(count, 1), told)
-        level = self._level(likely, uses, told)
-        cost = self._block_costs(rows, energies, level, told, uses).reshape(*coefficients.shape[1:], -1)
-        priced = _lengths(table) * self.bit_price(price, bits_per_use)
-        return refine(cost, priced, (cost + priced.mean(0)).argmin(-1), context, earlier)
+        cost = self._block_costs(rows, self._price(self._level(likely, uses, told), told, uses)).reshape(*earlier.shape, -1)
+        bits = _lengths(table) * self.bit_price(price, bits_per_use)
+        classes = refine(cost, bits, (cost + bits.mean(0)).argmin(-1), context, earlier)
+        return Choice(classes, torch.arange(len(rows)), rows)
 
 
 class ConstantRate(DvstSmall):
@@ -107,8 +111,8 @@ class ConstantRate(DvstSmall):
 
     def encode_group(self, group: Group, reference: Tensor, uses: int, state: TxState) -> list[list[Coded]]:
         """P-frames in runs: two thirds of the channel uses for their blocks, the rest for side information."""
-        frames, count = group.frames, len(group)
-        index = self._rate_index(frames, (1 - SIDE_SHARE) * uses / (count - 1))
+        count = len(group)
+        index = self._rate_index(group.frames, (1 - SIDE_SHARE) * uses / (count - 1))
         if index is None:
             return [[] for _ in range(1, count, self.config.run)]
         # What a bit of side information is worth to begin with: as in `small`, with as many uses for all P-frames together.
@@ -117,10 +121,11 @@ class ConstantRate(DvstSmall):
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
             allowed = SIDE_SHARE * uses * (end - 1) / (count - 1) - spent
-            run, used, shift = self._run_within(frames[begin:end], reference, index, worth, shift, math.floor(allowed), group)
+            run, used, shift = self._run_within(group, begin, end, reference, index, worth, shift, math.floor(allowed))
             runs.append(run)
             spent += used
-            reference = run[-1].reference if run else reference
+            if run and end < count:
+                reference = run[-1].reference
         return runs
 
     def _rate_index(self, frames: Tensor, uses: float) -> int | None:
@@ -131,7 +136,7 @@ class ConstantRate(DvstSmall):
         return fits[-1] if fits else None
 
     def _run_within(
-        self, frames: Tensor, reference: Tensor, index: int, worth: float, shift: int, allowed: int, group: Group
+        self, group: Group, begin: int, end: int, reference: Tensor, index: int, worth: float, shift: int, allowed: int
     ) -> tuple[list[Coded], int, int]:
         """A run whose side information takes at most ``allowed`` uses, and nearly all of them, by the price of a bit.
 
@@ -144,8 +149,7 @@ class ConstantRate(DvstSmall):
         best: list[Coded] = []
         most, cheap, dear, at = 0, CHEAPER - 1, DEARER + 1, shift
         while dear - cheap > 2:
-            run = self._encode_run(frames, reference, index, group.told, self._priced(group.rate, index, worth, shift))
-            used = group.rate.uses(len(self._side(run)) + head_size(len(run)))
+            run, used = self._run_at(group, begin, end, reference, index, worth * 10 ** (shift / (10 * STEPS_PER_DB)))
             if used > allowed:
                 cheap = shift
             else:
@@ -158,8 +162,23 @@ class ConstantRate(DvstSmall):
             shift = aim if cheap < aim < dear else (cheap + dear) // 2
         return best, most, at
 
-    def _priced(self, rate: SideRate, index: int, worth: float, shift: int) -> SideRate:
-        """The rate of side information such that a bit has this price where the code is asked at a rate index."""
-        priced = copy.copy(rate)
-        priced.bits_per_use = self.code.bit_price(index, 1.0) / (worth * 10 ** (shift / (10 * STEPS_PER_DB)))
-        return priced
+    def _run_at(
+        self, group: Group, begin: int, end: int, reference: Tensor, index: int, bit_price: float
+    ) -> tuple[list[Coded], int]:
+        """P-frames at a rate index and a price of a bit, and the uses of their side information."""
+        group = copy.copy(group)
+        group.rate = copy.copy(group.rate)  # such that a bit has this price where the code is asked at the rate index
+        group.rate.bits_per_use = self.code.bit_price(index, 1.0) / bit_price
+        run: list[Coded] = []
+        coder, spent, side = RunEncoder(self.tables), 0, 0
+        for number in range(begin, end):
+            before = run[-1] if run else None
+            motion, context = self._predict(group, number, before.reference if before else reference, index, before)
+            coder.add_motion(motion)
+            difference = group.frames[number] - context[0]
+            predicted = Predicted(motion, context, difference, before, coder, spent, head_size(end - begin))
+            draft = self._draft(group, predicted, index)
+            run.append(self._coded(predicted, draft, group.told))
+            coder, spent = draft.coder, spent + draft.uses
+            side = draft.used - spent
+        return run, side

@@ -3,30 +3,76 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
 
+from semcast.layers.block_code import Choice, Plan
 from semcast.layers.block_motion import Motion
+from semcast.layers.side_coder import RunEncoder
 
 
-class Coded(NamedTuple):
+@dataclass
+class Coded:
     """One P-frame as the transmitter made it.
 
     Attributes:
         motion: of its blocks. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
-            coded. reference: (3, H, W) without noise, x_check. price: of a use, in quarter decibels. shift:
-            decibels that the curves are shifted by. gain: amplitude, see :func:`amplitude_of`.
+            coded. price: of a use, in quarter decibels. shift: decibels that the curves are shifted by. gain: amplitude, see
+            :func:`amplitude_of`. receive: what a receiver without noise makes of it.
     """
 
     motion: Motion
     classes: Tensor
     symbols: Tensor
     difference: Tensor
-    reference: Tensor
     price: int
     shift: int
     gain: int
+    receive: Callable[[], Tensor]
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """(3, H, W) without noise, x_check, made when it is first asked for: nothing follows on the last frame of a group."""
+        return self.receive()
+
+
+class Predicted(NamedTuple):
+    """A P-frame before it is coded.
+
+    Attributes:
+        motion: of its blocks. context: (1, 3, H, W), the reference moved. difference: (3, H, W) to it. before: the frame before
+            in the same packet. coder: side information of the packet so far, this motion included. spent: channel uses of the
+            packet's symbols so far. head: bytes of the packet's head.
+    """
+
+    motion: Motion
+    context: Tensor
+    difference: Tensor
+    before: Coded | None
+    coder: RunEncoder
+    spent: int
+    head: int
+
+
+class Draft(NamedTuple):
+    """A P-frame at a price, as far as it takes to know the channel uses.
+
+    Attributes:
+        choice: classes, and what is sent of the blocks. plan: for the blocks that get channel uses. price: of a use. coder:
+            side information up to this frame. uses: of this frame's symbols. used: of the packet up to here, side information
+            and symbols.
+    """
+
+    choice: Choice
+    plan: Plan
+    price: int
+    coder: RunEncoder
+    uses: int
+    used: int
 
 
 class Run(NamedTuple):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from semcast.layers import block_motion
@@ -18,16 +20,52 @@ from semcast.types import Budget
 
 LEAST_KEY_SHARE, MOST_KEY_SHARE = 0.1, 0.9
 """Of a group's channel uses, for its I-frame."""
-SAMPLED = 200
+SAMPLED = 100
 """Blocks of a frame that its demand is estimated from, or up to twice as many."""
+LOWEST, HIGHEST = -128, 64
+"""Prices that P-frames may begin at."""
+GRID = 2 * STEPS_PER_DB
+"""Demand is estimated at prices that are multiples of this, and interpolated between them."""
 
 
 class Sample(NamedTuple):
-    """A P-frame that demand is estimated from: vectors (h, w, 2), their bits, and what they leave (1, 3, H, W)."""
+    """A P-frame that demand is estimated from: its index, vectors (h, w, 2), their bits, and what they leave (3, H, W)."""
 
+    index: int
     field: Tensor
     bits: float
     difference: Tensor
+
+
+class Demand:
+    """What P-frames of a group would take at a price, about, where references err by ``error`` (3, H, W)."""
+
+    def __init__(self, group: Group, error: Tensor | None) -> None:
+        self._group, self._pixels = group, []
+        for sample in group.samples:
+            difference = sample.difference
+            if error is not None:
+                difference = difference - block_motion.compensate(error[None], sample.field[None])[0]
+            pixels = group.code.blocks.pixels(difference)
+            self._times = len(pixels) / len(pixels[:: max(1, len(pixels) // SAMPLED)])
+            self._pixels.append(pixels[:: max(1, len(pixels) // SAMPLED)])
+        self._indices = [sample.index for sample in group.samples]
+        self._known: dict[int, np.ndarray] = {}
+
+    def _estimate(self, step: int) -> np.ndarray:
+        """Logarithm of the channel uses of every sample at a price of so many steps of the grid."""
+        if step not in self._known:
+            group, bits_per_use = self._group, self._group.rate.bits_per_use
+            uses, bits = group.code.demand(torch.cat(self._pixels), step * GRID, group.told, bits_per_use)
+            wanted = self._times * (uses / 2 + bits / bits_per_use).reshape(len(self._pixels), -1).sum(1).numpy()
+            self._known[step] = np.log(wanted + [max(sample.bits, 1.0) / bits_per_use for sample in group.samples])
+        return self._known[step]
+
+    def of(self, begin: int, end: int, price: int) -> float:
+        """Channel uses of the frames from ``begin`` to before ``end``."""
+        step, part = price // GRID, price % GRID / GRID
+        logs = self._estimate(step) if not part else (1 - part) * self._estimate(step) + part * self._estimate(step + 1)
+        return float(np.interp(np.arange(begin, end), self._indices, np.exp(logs)).sum())
 
 
 class Group:
@@ -53,6 +91,7 @@ class Group:
         self.frames, self.code, self.tables, self.told, self.rate = frames, code, tables, told, rate
         self.offset_db = key_offset_db * math.log2(len(frames))
         self.samples = self._samples()
+        self._likely = 0  # price of P-frames, where the I-frame's was looked for
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -62,8 +101,8 @@ class Group:
         frames, count, taken = self.frames, len(self.frames), []
         for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)} if count > 1 else ()):
             motion, bits = self._motion(frames[index], frames[index - 1])
-            difference = frames[index][None] - block_motion.compensate(frames[index - 1][None], motion.field()[None])
-            taken.append(Sample(motion.field(), bits, difference))
+            difference = frames[index] - block_motion.compensate(frames[index - 1][None], motion.field()[None])[0]
+            taken.append(Sample(index, motion.field(), bits, difference))
         return taken
 
     def _motion(self, frame: Tensor, reference: Tensor) -> tuple[block_motion.Motion, float]:
@@ -72,28 +111,6 @@ class Group:
             return block_motion.Motion.still(frame.shape[1] // BLOCK, frame.shape[2] // BLOCK), 0.0
         motion = block_motion.estimate(frame, reference, self.tables.motion, bit_price=0.02)
         return motion, block_motion.bits_of(motion, self.tables.motion)
-
-    def _wanted(self, error: Tensor | None) -> Callable[[int], float]:
-        """Channel uses of a P-frame at a price, about, where references err by ``error`` (3, H, W)."""
-        seen = []
-        for sample in self.samples:
-            difference = sample.difference
-            if error is not None:
-                difference = difference - block_motion.compensate(error[None], sample.field[None])
-            rows = self.code.blocks.analyse(difference)[0].flatten(1).T
-            step = max(1, len(rows) // SAMPLED)
-            part = rows[::step]
-            seen.append((part, self.code.blocks.energies(part), len(rows) / len(part), sample.bits))
-        bits_per_use = self.rate.bits_per_use
-
-        def wanted(price: int) -> float:
-            total = 0.0
-            for rows, energies, times, motion_bits in seen:
-                uses, bits = self.code.demand(rows, energies, price, self.told, bits_per_use)
-                total += times * (uses / 2 + bits / bits_per_use) + motion_bits / bits_per_use
-            return total / len(seen)
-
-        return wanted
 
     def key_uses(self, price_of: Callable[[Budget], int], budget: Budget, bias: int) -> int:
         """Channel uses of the I-frame: such that P-frames at a price that is higher by the offset take the others.
@@ -104,15 +121,15 @@ class Group:
         count = len(self)
         if count == 1:
             return budget.uses
-        wanted = self._wanted(None)
+        demand = Demand(self, None)
         offset = self.offset_db * STEPS_PER_DB + bias
         low, high = LEAST_KEY_SHARE, MOST_KEY_SHARE
         uses = budget.uses
         for _ in range(6):
             share = math.sqrt(low * high)
             uses = round(share * budget.uses)
-            price = round(price_of(replace(budget, uses=uses, nominal_uses=uses)) + offset)
-            if uses + (count - 1) * wanted(price) > budget.uses:
+            self._likely = round(price_of(replace(budget, uses=uses, nominal_uses=uses)) + offset)
+            if uses + demand.of(1, count, self._likely) > budget.uses:
                 high = share  # what such a price asks for is too much: less for the I-frame raises it
             else:
                 low = share
@@ -122,9 +139,13 @@ class Group:
         """Price at which the P-frames take ``uses`` together, about, where the I-frame is received as ``reference``."""
         # References of P-frames err more than the I-frame does, the more so the dearer their channel uses are.
         more = 10 ** (0.7 * self.offset_db / 20)
-        wanted = self._wanted(more * (reference - self.frames[0]))
-        low, high = -128, 60
+        self.demand = Demand(self, more * (reference - self.frames[0]))
+        low = high = max(LOWEST, min(HIGHEST, self._likely)) // GRID * GRID
+        while high < HIGHEST and self.demand.of(1, len(self), high) > uses:
+            low, high = high, high + GRID
+        while low > LOWEST and self.demand.of(1, len(self), low) <= uses:
+            low, high = low - GRID, low
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if (len(self) - 1) * wanted(middle) > uses else (low, middle)
+            low, high = (middle, high) if self.demand.of(1, len(self), middle) > uses else (low, middle)
         return high

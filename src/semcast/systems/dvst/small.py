@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
-from semcast.layers.block_classes import BLOCK, DIMS
+from semcast.layers.block_classes import BLOCK
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
 from semcast.layers.blocks import pad_to
-from semcast.layers.residual import Conditions, ResidualBlock, zero_conv
+from semcast.layers.residual import Conditions
 from semcast.layers.side_coder import (
     CLASS_CONTEXTS,
+    RunEncoder,
     Tables,
     decode_run,
     earlier_context,
@@ -43,9 +44,10 @@ from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.layers.symbols import unit_power
 from semcast.systems.base import Side, System
-from semcast.systems.dvst.config import Ablation
-from semcast.systems.dvst.runs import UNIT, Coded, Run, amplitude_of, head_size, pack_run, unpack_run
+from semcast.systems.dvst.config import Ablation, SmallConfig
+from semcast.systems.dvst.runs import UNIT, Coded, Draft, Predicted, Run, amplitude_of, head_size, pack_run, unpack_run
 from semcast.systems.dvst.shares import Group
+from semcast.systems.dvst.synthesis import Synthesis
 from semcast.types import (
     Analog,
     Aux,
@@ -63,53 +65,6 @@ from semcast.types import (
     as_complex,
     as_real,
 )
-
-
-@dataclass(frozen=True)
-class SmallConfig:
-    """The shipped network.
-
-    Attributes:
-        classes, latents, rotated: of the blocks of P-frames, as in NTSCC. fine_width, fine_blocks: channels and residual blocks
-            of g_s, on the grid of 8x8 blocks. embedding: numbers that describe a class to it. key_offset_db: how much lower the
-            price of a use is in the I-frame, per doubling of the group. run: P-frames whose side information shares a packet.
-        side_margin_db: how much worse than told the channel may be before P-frames are lost; I-frames bear more.
-    """
-
-    classes: int = 32
-    latents: int = 384
-    rotated: int = 128
-    fine_width: int = 96
-    fine_blocks: int = 3
-    embedding: int = 8
-    key_offset_db: float = 1.0
-    run: int = 4
-    side_margin_db: float = 1.0
-
-
-class Synthesis(nn.Module):
-    """g_s: the coded difference and the context picture -> picture; the ablation without context restores the difference."""
-
-    def __init__(self, config: SmallConfig, sees_context: bool = True) -> None:
-        super().__init__()
-        self.sees_context = sees_context
-        fine = config.fine_width
-        self.embed = nn.Embedding(config.classes, 4 * config.embedding)
-        self.look = nn.Conv2d(2 * DIMS // 4 + config.embedding, fine, 1)
-        self.fine = nn.ModuleList(ResidualBlock(fine, fine) for _ in range(config.fine_blocks))
-        self.head = zero_conv(fine, DIMS // 4)
-
-    def forward(self, difference: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        """Difference and context, both (B, 3, 16 h, 16 w), and classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
-        before = F.pixel_unshuffle(context, BLOCK // 2)
-        halves = before + F.pixel_unshuffle(difference, BLOCK // 2)
-        told = F.pixel_shuffle(self.embed(classes).movedim(-1, 1), 2)
-        seen = halves - 0.5 if self.sees_context else torch.zeros_like(halves)
-        fine = self.look(torch.cat([seen, 8 * (halves - before), told], 1))
-        for block in self.fine:
-            fine = block(fine, conditions.vector)
-        residual = self.head(F.gelu(fine))
-        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
 
 
 @dataclass
@@ -133,6 +88,12 @@ class RxState:
 
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
+FRAME_ELASTICITY = 0.07
+"""The same of a frame's symbols alone."""
+TRIALS = 8
+"""Prices that the last frame of a group is tried at, at most."""
+CLOSE_ENOUGH, AIM = 0.97, 0.99
+"""Shares of what is left for the last run of a group: where the search for its last price ends, and what it heads for."""
 
 
 class DvstSmall(System):
@@ -148,7 +109,6 @@ class DvstSmall(System):
     name = "dvst"
     preset = "small"
     key_name = "ntscc:small"
-    follows_scenes = True
     batched = False
 
     def __init__(self, config: SmallConfig, key: System, gop: int, ablation: Ablation = Ablation()) -> None:
@@ -234,15 +194,15 @@ class DvstSmall(System):
 
     def encode_group(self, group: Group, reference: Tensor, uses: int, state: TxState) -> list[list[Coded]]:
         """P-frames in runs, within a number of channel uses; a run that there is nothing left for is empty."""
-        frames, told, rate, count = group.frames, group.told, group.rate, len(group)
+        count = len(group)
         price = max(-128, min(127, group.price(reference, uses) + state.bias))
         opening, spent, runs = price, 0, []
         for begin in range(1, count, self.config.run):
             end = min(begin + self.config.run, count)
             # After a cut of scenes a run would take all that is left: half of their share is kept for the later ones.
             allowed = (uses - spent) * (1 - 0.5 * (count - end) / (count - begin))
-            run, used, price = self._fitting_run(frames[begin:end], reference, price, round(allowed), end == count, told, rate)
-            if run:
+            run, used, price = self._fitting_run(group, begin, end, reference, price, round(allowed))
+            if run and end < count:
                 reference = run[-1].reference
             runs.append(run)
             spent += used
@@ -253,76 +213,126 @@ class DvstSmall(System):
         return runs
 
     def _fitting_run(
-        self, frames: Tensor, reference: Tensor, price: int, left: int, last: bool, told: int, rate: SideRate
+        self, group: Group, begin: int, end: int, reference: Tensor, price: int, left: int
     ) -> tuple[list[Coded], int, int]:
-        """A run within ``left`` channel uses, what it takes, and its price; the last of a group is to use them up."""
-        best: list[Coded] = []
-        most, at = 0, price
-        cheap, dear = -129, 128  # what is known to be too cheap, and dear enough
+        """A run within ``left`` channel uses, what it takes, and its mean price; empty where nothing fits."""
         for attempt in range(9 if left > 0 else 0):
-            run = self._encode_run(frames, reference, price, told, rate)
-            used = sum(len(coded.symbols) for coded in run) // 2 + rate.uses(len(self._side(run)) + head_size(len(run)))
-            if used > left:
-                cheap = price
-                # Motion yields more slowly than the picture does, so every failure asks for more.
-                price += max(8 * attempt + 2, min(24, math.ceil(math.log(used / left) / ELASTICITY)))
-            else:
-                dear = price
-                if used > most:
-                    best, most, at = run, used, price
-                if not last or used > 0.95 * left:
-                    break
-                price -= max(1, min(24, round(0.8 * math.log(left / used) / ELASTICITY)))
-            if not cheap < price < dear:
-                price = (cheap + dear) // 2
-            if dear - cheap < 3:
-                break
-        return best, most, at if best else price
+            run, used = self._encode_run(group, begin, end, reference, price, left)
+            if used <= left:
+                return run, used, _mean_price(run)
+            # Motion yields more slowly than the picture does, so every failure asks for more.
+            dearer = max(8 * attempt + 2, min(24, math.ceil(math.log(used / left) / ELASTICITY)))
+            price = min(127, max(price, _mean_price(run)) + dearer)
+        return [], 0, price
 
-    def _encode_run(self, frames: Tensor, reference: Tensor, price: int, told: int, rate: SideRate) -> list[Coded]:
+    def _encode_run(
+        self, group: Group, begin: int, end: int, reference: Tensor, price: int, left: int
+    ) -> tuple[list[Coded], int]:
+        """P-frames at a price, and what they take, if only about where it is too much.
+
+        The last run of a group is to use up what is left: the price follows what its frames take, and the last frame fits.
+        """
+        last, head = end == len(group), head_size(end - begin)
         run: list[Coded] = []
-        for frame in frames:
-            coded = self._encode_frame(frame, reference, price, told, rate, run[-1] if run else None)
-            run.append(coded)
-            reference = coded.reference
-        return run
+        coder, spent, used, expected = RunEncoder(self.tables), 0, 0, 0.0
+        for index in range(begin, end):
+            before = run[-1] if run else None
+            motion, context = self._predict(group, index, before.reference if before else reference, price, before)
+            if self.ablation.motion_link:
+                coder.add_motion(motion)
+            difference = group.frames[index] - context[0]
+            predicted = Predicted(motion, context, difference, before, coder, spent, head)
+            closing = last and index == end - 1
+            draft = self._closing_draft(group, predicted, price, left) if closing else self._draft(group, predicted, price)
+            run.append(self._coded(predicted, draft, group.told))
+            coder, spent, used = draft.coder, spent + draft.uses, draft.used
+            if used > left:
+                return run, used * (end - begin) // len(run)
+            if last and not closing:
+                expected += group.demand.of(index, index + 1, price)
+                needed = used / expected * group.demand.of(index + 1, end, price)
+                change = math.log(needed / max(left - used, 1)) / ELASTICITY
+                # Later frames are told from earlier ones with errors: what seems to be left over is kept for them, half of it.
+                price = max(-128, min(127, price + round(min(24.0, change) if change > 0 else max(-12.0, change / 2))))
+        return run, used
 
-    def _encode_frame(
-        self, frame: Tensor, reference: Tensor, price: int, told: int, rate: SideRate, before: Coded | None
-    ) -> Coded:
-        """One P-frame (3, H, W) at a price, against the transmitter's own reference."""
-        bit_price = self.code.bit_price(price, rate.bits_per_use)
-        motion = self.motion_of(frame, reference, before, bit_price)
-        context = block_motion.compensate(reference[None], motion.field()[None])
+    def _predict(
+        self, group: Group, index: int, reference: Tensor, price: int, before: Coded | None
+    ) -> tuple[block_motion.Motion, Tensor]:
+        """A frame's motion against the transmitter's own reference (3, H, W), and the reference moved, (1, 3, H, W)."""
+        bit_price = self.code.bit_price(price, group.rate.bits_per_use)
+        motion = self.motion_of(group.frames[index], reference, before.motion if before else None, bit_price)
+        return motion, block_motion.compensate(reference[None], motion.field()[None])
+
+    def motion_of(
+        self, frame: Tensor, reference: Tensor, before: block_motion.Motion | None, bit_price: float
+    ) -> block_motion.Motion:
+        """Motion of a frame (3, H, W) against its reference; ``before`` is that of the frame before it in the same packet."""
+        if not self.ablation.motion_link:
+            return block_motion.Motion.still(frame.shape[1] // BLOCK, frame.shape[2] // BLOCK)
+        return block_motion.estimate(frame, reference, self.tables.motion, before, bit_price)
+
+    def _draft(self, group: Group, predicted: Predicted, price: int) -> Draft:
+        before, bits_per_use = predicted.before, group.rate.bits_per_use
+        shape = predicted.motion.split.shape
+        earlier = torch.from_numpy(earlier_context(before.classes.numpy() if before else None, shape, self.group.numpy()))
         with torch.autocast("cpu", enabled=False):
-            difference = frame[None] - context
-            y = self.code.blocks.analyse(difference)
-            earlier = torch.from_numpy(
-                earlier_context(before.classes.numpy() if before else None, tuple(y.shape[2:]), self.group.numpy())
+            choice = self.code.choose_at(
+                predicted.difference, price, group.told, bits_per_use, self.often, self._context, earlier
             )
-            classes = self.code.choose_at(
-                y[0], price, told, rate.bits_per_use, self.often, self._context, earlier
-            )  # fmt: skip
-            plan = self.code.plan_at(classes.flatten(), price, told)
-            rows = y[0].flatten(1).T
-            shift = self.code.shift(rows, classes.flatten(), plan)
-            plan = self.code.shifted(plan, shift)
-            symbols = self.code.modulate(rows, classes.flatten(), plan)
+        plan = self.code.plan_at(choice.classes.flatten()[choice.busy], price, group.told)
+        uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
+        coder = predicted.coder.with_classes(choice.classes.numpy())
+        side = group.rate.uses(len(coder.data()) + predicted.head)
+        return Draft(choice, plan, price, coder, uses, predicted.spent + uses + side)
+
+    def _closing_draft(self, group: Group, predicted: Predicted, price: int, left: int) -> Draft:
+        """At the price that uses up what is left, about; at the given one, which takes more than that, where nothing fits."""
+        first = draft = self._draft(group, predicted, price)
+        over: Draft | None = None  # the dearest that is known to take too much
+        within: Draft | None = None  # the cheapest that is known to fit
+        for _ in range(TRIALS):
+            if draft.used > left:
+                over = draft
+            else:
+                within = draft
+            if CLOSE_ENOUGH * left < draft.used <= left or (over and not over.uses):
+                break
+            wanted = math.log(max(draft.uses + AIM * left - draft.used, UNIT))
+            if over and within:
+                high, low = (math.log(max(one.uses, UNIT)) for one in (over, within))
+                place = (high - wanted) / max(high - low, 1e-3)
+                price = over.price + round((within.price - over.price) * place)
+                price = max(over.price + 1, min(within.price - 1, price))
+            else:
+                change = max(-24, min(24, round((math.log(max(draft.uses, UNIT)) - wanted) / FRAME_ELASTICITY)))
+                price = draft.price + (max(change, 4) if over else min(change, -1))
+            price = max(-128, min(127, price))
+            if price in (over and over.price, within and within.price):
+                break
+            draft = self._draft(group, predicted, price)
+        return within or first
+
+    def _coded(self, predicted: Predicted, draft: Draft, told: int) -> Coded:
+        """The frame as its packet and symbols tell it."""
+        classes, busy, rows = draft.choice
+        own = classes.flatten()[busy]
+        with torch.autocast("cpu", enabled=False):
+            shift = self.code.shift(rows, own, draft.plan)
+            plan = self.code.shifted(draft.plan, shift)
+            symbols = self.code.modulate(rows, own, plan)
         symbols = F.pad(symbols, (0, -len(symbols) % (2 * UNIT)))
         power = float(symbols.square().mean()) if len(symbols) else 1.0
         gain = max(0, min(65535, round(100 * (100 - 10 * math.log10(max(power, 1e-9))))))
         symbols = symbols * amplitude_of(gain)
-        noise = torch.full_like(symbols, 10 ** (-told / 10))
-        amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
-        conditions = self._conditions(float(told), plan.price, classes[None])
-        x_check = self._reconstruct(context, symbols, noise, amplitude, classes[None], plan, conditions)
-        return Coded(motion, classes, symbols, difference[0], x_check[0].clamp(0, 1), price, shift, gain)
 
-    def motion_of(self, frame: Tensor, reference: Tensor, before: Coded | None, bit_price: float) -> block_motion.Motion:
-        """Motion of a frame (3, H, W) against its reference; ``before`` is the frame before it in the same packet."""
-        if not self.ablation.motion_link:
-            return block_motion.Motion.still(frame.shape[1] // BLOCK, frame.shape[2] // BLOCK)
-        return block_motion.estimate(frame, reference, self.tables.motion, before.motion if before else None, bit_price)
+        def receive() -> Tensor:
+            noise = torch.full_like(symbols, 10 ** (-told / 10))
+            conditions = self._conditions(float(told), plan.price, classes[None])
+            picture = self._reconstruct(predicted.context, symbols, noise, amplitude_of(gain), classes, busy, plan, conditions)
+            return picture[0].clamp(0, 1)
+
+        return Coded(predicted.motion, classes, symbols, predicted.difference, draft.price, shift, gain, receive)
 
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
@@ -349,18 +359,19 @@ class DvstSmall(System):
         context: Tensor,
         values: Tensor,
         noise: Tensor,
-        amplitude: Tensor,
+        amplitude: float,
         classes: Tensor,
+        busy: Tensor,
         plan: Plan,
         conditions: Conditions,
     ) -> Tensor:
-        """f_d and g_s: received real symbols (those of the plan and padding) -> frames (B, 3, H, W)."""
+        """f_d and g_s: received real symbols (those of the plan for the busy blocks, and padding) -> frame (1, 3, H, W)."""
         total = int(plan.uses.sum())
-        batch, h, w = classes.shape
         with torch.autocast("cpu", enabled=False):
-            y_hat = self.code.demodulate(values[:total], noise[:total], amplitude, classes.flatten(), plan)
-            difference = self.code.blocks.synthesise(y_hat.reshape(batch, h, w, -1).movedim(-1, 1))
-        picture: Tensor = self.g_s(difference, context, classes, conditions)
+            scale = torch.full((len(busy),), amplitude)
+            y_hat = self.code.demodulate(values[:total], noise[:total], scale, classes.flatten()[busy], plan)
+            difference = self.code.blocks.synthesise_rows(y_hat, busy, *classes.shape)
+        picture: Tensor = self.g_s(difference, context, classes[None], conditions)
         return picture
 
     def _conditions(self, snr_db: float, price: int, classes: Tensor) -> Conditions:
@@ -414,8 +425,9 @@ class DvstSmall(System):
         at, frames = head.first, []
         x, noise_var = air
         for (price, shift, gain), (motion, classes) in zip(head.frames, side, strict=True):
-            classes_ = torch.from_numpy(classes)[None]
-            plan = self.code.shifted(self.code.plan_at(classes_.flatten(), price, head.told), shift)
+            of_blocks = torch.from_numpy(classes)
+            busy = self.code.busy(of_blocks.flatten(), price, head.told)
+            plan = self.code.shifted(self.code.plan_at(of_blocks.flatten()[busy], price, head.told), shift)
             uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
             if at + uses > x.shape[1]:
                 return None
@@ -426,9 +438,8 @@ class DvstSmall(System):
             measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
             reference = reference if self.ablation.gop_training else reference.detach()
             context = block_motion.compensate(reference, motion.field()[None])
-            conditions = self._conditions(measured_db, plan.price, classes_)
-            amplitude = torch.full((len(plan.uses),), amplitude_of(gain))
-            reference = self._reconstruct(context, values, noise, amplitude, classes_, plan, conditions)
+            conditions = self._conditions(measured_db, plan.price, of_blocks[None])
+            reference = self._reconstruct(context, values, noise, amplitude_of(gain), of_blocks, busy, plan, conditions)
             reference = reference if self.training else reference.clamp(0, 1)
             frames.append(reference)
         return frames
@@ -452,3 +463,7 @@ class DvstSmall(System):
         loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
         loss = loss + 0.0 * self.g_s.head.weight.sum()  # where all packets were lost there is nothing else to learn from
         return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+
+
+def _mean_price(run: Sequence[Coded]) -> int:
+    return round(sum(coded.price for coded in run) / len(run))

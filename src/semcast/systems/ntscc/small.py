@@ -162,7 +162,7 @@ class NtsccSmall(System):
 
         def price(budget: Budget) -> int:
             side = budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
-            return self.code.allocate(likely.flatten(), max(budget.uses - side, 32), told).price
+            return self.code.price_of(likely.flatten(), max(budget.uses - side, 32), told)
 
         return price
 
