@@ -31,7 +31,7 @@ CLIPS = f"{VIDEO}/BasketballPass_416x240_50.mkv,{VIDEO}/city_cif.mkv"
 CHAINS = ("h264-ldpc", "h265-ldpc")
 DRIVE = "val[51:]"  # nothing was trained or chosen on it
 SCENE, MOMENT = "scene:demo", 7
-SHEET_WIDTH, SHEET_COLOURS = 1200, 64  # so that the file stays small
+SHEET_WIDTH, SHEET_COLOURS = 1080, 128  # so that the file stays small
 CROP = (0.30, 0.30, 0.40, 0.55)  # of the picture: left, top, width, height
 ABLATION_RATES = (0.01, 0.02, 0.04)
 SEGMENT_RATES = (0.005, 0.01, 0.015, 0.025)
@@ -137,11 +137,11 @@ def pictures(given: argparse.Namespace) -> None:
             shelf.add(row.model_copy(update=grouping(loaded)))
             assert moment is not None
             one, other = cropped(moment.original), cropped(moment.received)
-            media.append(Media(row.name, clip.name, "awgn", snr_db, cbr, moment.frame, one, other, f"CBR {row.cbr:.4f},"))
+            media.append(Media(row.name, clip.name, "awgn", snr_db, cbr, moment.frame, one, other, f"{row.cbr:.4f},"))
             print(f"{row.name:20} {snr_db:4g} dB  CBR {row.cbr:.5f}  {row.psnr_rgb_db:6.2f} dB", flush=True)
     target = (given.docs / PICTURE).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(contact_sheet(media, width=SHEET_WIDTH)).quantize(SHEET_COLOURS).save(target, optimize=True)
+    Image.fromarray(contact_sheet(media, width=SHEET_WIDTH)).quantize(SHEET_COLOURS, kmeans=2).save(target, optimize=True)
     print(f"{target}, {target.stat().st_size / 1000:.0f} kB")
 
 

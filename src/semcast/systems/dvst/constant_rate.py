@@ -70,11 +70,10 @@ class ConstantRateCode(BlockCode):
         told, most = self.told_index(snr_db), self.levels.shape[1] * MAX_USES
         count, more = divmod(real_uses(price, len(classes), most), len(classes))
         level = self._level(classes, self._table(max(count, 1), told), told)
-        parts = []
-        for uses, own in ((count + 1, classes[:more]), (count, classes[more:])):
-            table = self._table(uses, told)
-            parts.append([one[own] for one in (table, *self._powers(told, level, self.levels, table))])
-        return Plan(*(torch.cat(pair) for pair in zip(*parts, strict=True)), level, told)
+        chosen = self._table(count, told)[classes]
+        chosen[:more] = self._table(count + 1, told)[classes[:more]]
+        power, curve = self._powers(told, level, self.levels[classes], chosen)
+        return Plan(chosen, power, curve, level, told)
 
     @torch.no_grad()
     def choose_at(
