@@ -147,6 +147,14 @@ def test_whole_pixels_are_moved_exactly_and_edges_repeat(clip: Clip) -> None:
     assert torch.allclose(compensate(frame, field), padded[..., 1:65, 6:86], atol=1e-4)
 
 
+def test_what_gradients_pass_through_is_the_same_picture(clip: Clip) -> None:
+    frames = clip(2, 64, 80)
+    field = torch.from_numpy(np.random.default_rng(0).integers(-30, 31, (2, 8, 10, 2)))
+    learning = compensate(frames.clone().requires_grad_(), field)
+    assert learning.requires_grad
+    assert torch.allclose(compensate(frames, field), learning, atol=1e-4)
+
+
 def test_quarters_lie_where_they_should() -> None:
     """Row by row over the picture: upper left, upper right, lower left, lower right of every block."""
     motion = still(2, 3)

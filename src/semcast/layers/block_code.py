@@ -124,7 +124,7 @@ class BlockCode(nn.Module):
         """Row of the tables for a told SNR."""
         return round(max(TOLD_LOW_DB, min(TOLD_HIGH_DB, snr_db))) - TOLD_LOW_DB
 
-    def _version(self) -> tuple[int, ...]:
+    def _edition(self) -> tuple[int, ...]:
         """Of the statistics: what is kept holds for one version of them."""
         tables = self.levels, self.blocks.std
         marks = [table.data_ptr() if table.is_inference() else table._version for table in tables]
@@ -133,7 +133,7 @@ class BlockCode(nn.Module):
     def _order(self, told: int) -> tuple[Tensor, Tensor]:
         """Every possible use of (class, coefficient), the most worthwhile first, and its worth."""
         worth = (self.levels[:, :, None].long() - self.thresholds[told]).flatten()
-        key = (told, *self._version())
+        key = (told, *self._edition())
         if key not in self._orders:
             self._orders = {k: v for k, v in self._orders.items() if k[1:] == key[1:]}
             self._orders[key] = worth.argsort(descending=True, stable=True)
@@ -183,7 +183,7 @@ class BlockCode(nn.Module):
 
     def priced(self, price: int, told: int) -> Priced:
         """What a price makes of every class; kept while the statistics stay the same."""
-        key = (price, told, *self._version())
+        key = (price, told, *self._edition())
         if key not in self._priced:
             kept = [(k, v) for k, v in self._priced.items() if k[2:] == key[2:]][1 - KEPT :]
             self._priced = {**dict(kept), key: self._price(price, told)}

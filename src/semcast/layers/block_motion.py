@@ -128,12 +128,10 @@ def estimate(
 
 
 def _medians(flow: np.ndarray, block: int) -> np.ndarray:
-    """Median of a flow (H, W, 2) in every block, in quarter pixels (H / block, W / block, 2), from 16 places of each."""
-    h, w, places = flow.shape[0] // block, flow.shape[1] // block, np.array([1, 5, 10, 14]) * block // 16
-    grid = flow.reshape(h, block, w, block, 2)[:, places][:, :, :, places]
-    grid = grid.transpose(0, 2, 4, 1, 3).reshape(h, w, 2, 16)
-    middle = np.partition(grid, (7, 8), -1)[..., 7:9].mean(-1)
-    return np.rint(middle * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
+    """Median of a flow (H, W, 2) in every block, in quarter pixels (H / block, W / block, 2)."""
+    h, w = flow.shape[0] // block, flow.shape[1] // block
+    grid = flow.reshape(h, block, w, block, 2).transpose(0, 2, 4, 1, 3).reshape(h, w, 2, -1)
+    return np.rint(np.median(grid[..., :: block // 4 - 1], -1) * PER_PIXEL).astype(np.int64).clip(-LIMIT, LIMIT)
 
 
 def _neighbours(vectors: np.ndarray) -> list[np.ndarray]:

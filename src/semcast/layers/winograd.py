@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """What ``conv``, 3x3 with stride 1, makes of (B, C, h, w), to float rounding; faster where nothing is to be learned."""
-    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or isinstance(conv.padding, str)
     if plain or x.dtype != torch.float32 or x.device.type != "cpu" or not _available():
         made: Tensor = conv(x)
         return made
-    return torch._nnpack_spatial_convolution(x, conv.weight, conv.bias, conv.padding)
+    return torch._nnpack_spatial_convolution(x, conv.weight, conv.bias, conv.padding)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -115,3 +115,9 @@ def unpack_run(data: bytes, count: int) -> tuple[Run, bytes] | None:
     told, first = struct.unpack_from(_HEAD, data)
     frames = list(struct.iter_unpack(_FRAME, data[struct.calcsize(_HEAD) : end]))
     return Run(told, first * UNIT, frames), data[end:]
+
+
+def mean_price(run: Sequence[Coded]) -> int:
+    """Over the symbols that were sent at the prices."""
+    weights = [len(coded.symbols) + 1 for coded in run]
+    return round(sum(weight * coded.price for weight, coded in zip(weights, run, strict=True)) / sum(weights))

@@ -16,12 +16,21 @@ from semcast.layers.block_classes import BLOCK
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode
 from semcast.layers.side_coder import Tables
 from semcast.layers.side_rate import SideRate
+from semcast.systems.dvst.runs import UNIT, Draft
 from semcast.types import Budget
 
 LEAST_KEY_SHARE, MOST_KEY_SHARE = 0.1, 0.9
 """Of a group's channel uses, for its I-frame."""
 SAMPLED = 100
 """Blocks of a frame that its demand is estimated from, or up to twice as many."""
+FRAME_ELASTICITY = 0.07
+"""Symbols of a frame fall about so much, in nepers, per quarter decibel of price."""
+TRIALS = 8
+"""Prices that the last frame of a group is tried at, at most."""
+CLOSE_ENOUGH, AIM = 0.97, 0.99
+"""Shares of what is left for the last run of a group: where the search for its last price ends, and what it heads for."""
+SAMPLED_BIT_PRICE = 0.02
+"""What a bit of motion is worth in these frames, in squared difference."""
 LOWEST, HIGHEST = -128, 64
 """Prices that P-frames may begin at."""
 GRID = 2 * STEPS_PER_DB
@@ -29,9 +38,9 @@ GRID = 2 * STEPS_PER_DB
 
 
 class Sample(NamedTuple):
-    """A P-frame that demand is estimated from: its index, vectors (h, w, 2), their bits, and what they leave (3, H, W)."""
+    """A P-frame that demand is estimated from: its number, vectors (h, w, 2), their bits, and what they leave (3, H, W)."""
 
-    index: int
+    number: int
     field: Tensor
     bits: float
     difference: Tensor
@@ -49,7 +58,7 @@ class Demand:
             pixels = group.code.blocks.pixels(difference)
             self._times = len(pixels) / len(pixels[:: max(1, len(pixels) // SAMPLED)])
             self._pixels.append(pixels[:: max(1, len(pixels) // SAMPLED)])
-        self._indices = [sample.index for sample in group.samples]
+        self._indices = [sample.number for sample in group.samples]
         self._known: dict[int, np.ndarray] = {}
 
     def _estimate(self, step: int) -> np.ndarray:
@@ -58,7 +67,10 @@ class Demand:
             group, bits_per_use = self._group, self._group.rate.bits_per_use
             uses, bits = group.code.demand(torch.cat(self._pixels), step * GRID, group.told, bits_per_use)
             wanted = self._times * (uses / 2 + bits / bits_per_use).reshape(len(self._pixels), -1).sum(1).numpy()
-            self._known[step] = np.log(wanted + [max(sample.bits, 1.0) / bits_per_use for sample in group.samples])
+            # Where bits are dearer than they were for the samples' motion, there is less of it.
+            dear = max(1.0, group.code.bit_price(step * GRID, bits_per_use) / SAMPLED_BIT_PRICE)
+            motion = [max(sample.bits / math.sqrt(dear), 1.0) for sample in group.samples]
+            self._known[step] = np.log(wanted + np.array(motion) / bits_per_use)
         return self._known[step]
 
     def of(self, begin: int, end: int, price: int) -> float:
@@ -109,7 +121,7 @@ class Group:
         """Motion of a frame (3, H, W), and its bits."""
         if not self.motion_link:
             return block_motion.Motion.still(frame.shape[1] // BLOCK, frame.shape[2] // BLOCK), 0.0
-        motion = block_motion.estimate(frame, reference, self.tables.motion, bit_price=0.02)
+        motion = block_motion.estimate(frame, reference, self.tables.motion, bit_price=SAMPLED_BIT_PRICE)
         return motion, block_motion.bits_of(motion, self.tables.motion)
 
     def key_uses(self, price_of: Callable[[Budget], int], budget: Budget, bias: int) -> int:
@@ -149,3 +161,31 @@ class Group:
             middle = (low + high) // 2
             low, high = (middle, high) if self.demand.of(1, len(self), middle) > uses else (low, middle)
         return high
+
+
+def closing_draft(at: Callable[[int], Draft], price: int, left: int) -> Draft:
+    """A frame at the price that uses up what is left, about; at the given one, which takes more, where nothing fits."""
+    first = draft = at(price)
+    over: Draft | None = None  # the dearest that is known to take too much
+    within: Draft | None = None  # the cheapest that is known to fit
+    for _ in range(TRIALS):
+        if draft.used > left:
+            over = draft
+        else:
+            within = draft
+        if CLOSE_ENOUGH * left < draft.used <= left or (over and not over.uses):
+            break
+        wanted = math.log(max(draft.uses + AIM * left - draft.used, UNIT))
+        if over and within:
+            high, low = (math.log(max(one.uses, UNIT)) for one in (over, within))
+            place = (high - wanted) / max(high - low, 1e-3)
+            price = over.price + round((within.price - over.price) * place)
+            price = max(over.price + 1, min(within.price - 1, price))
+        else:
+            change = max(-24, min(24, round((math.log(max(draft.uses, UNIT)) - wanted) / FRAME_ELASTICITY)))
+            price = draft.price + (max(change, 4) if over else min(change, -1))
+        price = max(-128, min(127, price))
+        if price in (over and over.price, within and within.price):
+            break
+        draft = at(price)
+    return within or first

@@ -6,9 +6,10 @@
           └─ motion of blocks ───────────────────┘                                                              motion link
     symbols ─▶ f_d: posterior mean | z_t ─▶ y_hat_t ─▶ g_s: KLT^T + c_hat + [conv | c_hat] ─▶ x_hat_t,  c_hat = warp(x_hat_t-1)
 
-One price of a channel use holds for all P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
-the entropy of what is new in it (:mod:`semcast.layers.block_code`); the price makes a group meet its budget. The transmitter is
-closed form; the network g_s learns to restore pictures from what arrives, and stands in the reference loops of both ends.
+One price of a channel use holds for the P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
+the entropy of what is new in it (:mod:`semcast.layers.block_code`). The price is estimated ahead and follows what frames take,
+so that a group meets its budget and nearly every frame is coded once. The transmitter is closed form; the network g_s learns
+to restore pictures from what arrives, and stands in the reference loops of both ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,8 +47,19 @@ from semcast.layers.spread import despread, spread
 from semcast.layers.symbols import unit_power
 from semcast.systems.base import Side, System
 from semcast.systems.dvst.config import Ablation, SmallConfig
-from semcast.systems.dvst.runs import UNIT, Coded, Draft, Predicted, Run, amplitude_of, head_size, pack_run, unpack_run
-from semcast.systems.dvst.shares import Group
+from semcast.systems.dvst.runs import (
+    UNIT,
+    Coded,
+    Draft,
+    Predicted,
+    Run,
+    amplitude_of,
+    head_size,
+    mean_price,
+    pack_run,
+    unpack_run,
+)
+from semcast.systems.dvst.shares import Group, closing_draft
 from semcast.systems.dvst.synthesis import Synthesis
 from semcast.types import (
     Analog,
@@ -88,12 +101,8 @@ class RxState:
 
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
-FRAME_ELASTICITY = 0.07
-"""The same of a frame's symbols alone."""
-TRIALS = 8
-"""Prices that the last frame of a group is tried at, at most."""
-CLOSE_ENOUGH, AIM = 0.97, 0.99
-"""Shares of what is left for the last run of a group: where the search for its last price ends, and what it heads for."""
+FAR_BELOW, FAR_ABOVE = -0.7, 0.4
+"""What a run seems to take, over what is left, in nepers: beyond these it is begun anew at another price."""
 
 
 class DvstSmall(System):
@@ -209,7 +218,7 @@ class DvstSmall(System):
             if end < count and used:
                 fair = max(uses - spent, 1) / (count - end) / (used / (end - begin))
                 price = round(min(127.0, max(-128.0, price - max(-12.0, min(12.0, math.log(fair) / ELASTICITY)))))
-        state.bias = max(-40, min(40, state.bias + (price - opening) // 2))
+        state.bias = max(-40, min(40, state.bias + max(-8, min(8, (price - opening) // 2))))
         return runs
 
     def _fitting_run(
@@ -217,20 +226,21 @@ class DvstSmall(System):
     ) -> tuple[list[Coded], int, int]:
         """A run within ``left`` channel uses, what it takes, and its mean price; empty where nothing fits."""
         for attempt in range(9 if left > 0 else 0):
-            run, used = self._encode_run(group, begin, end, reference, price, left)
-            if used <= left:
-                return run, used, _mean_price(run)
+            run, used = self._encode_run(group, begin, end, reference, price, left, patient=attempt > 2)
+            if len(run) == end - begin and used <= left:
+                return run, used, mean_price(run)
             # Motion yields more slowly than the picture does, so every failure asks for more.
-            dearer = max(8 * attempt + 2, min(24, math.ceil(math.log(used / left) / ELASTICITY)))
-            price = min(127, max(price, _mean_price(run)) + dearer)
+            change = max(-40, min(24, round(math.log(used / left) / ELASTICITY)))
+            price = max(-128, min(127, price + (max(8 * attempt + 2, change) if used > left else change)))
         return [], 0, price
 
     def _encode_run(
-        self, group: Group, begin: int, end: int, reference: Tensor, price: int, left: int
+        self, group: Group, begin: int, end: int, reference: Tensor, price: int, left: int, *, patient: bool
     ) -> tuple[list[Coded], int]:
-        """P-frames at a price, and what they take, if only about where it is too much.
+        """P-frames at a price, and what they take; too few of them, and what all would take, about, where that is too much.
 
         The last run of a group is to use up what is left: the price follows what its frames take, and the last frame fits.
+        Where the price turns out to be far off at its first frame, the run is left at that unless ``patient``.
         """
         last, head = end == len(group), head_size(end - begin)
         run: list[Coded] = []
@@ -242,8 +252,9 @@ class DvstSmall(System):
                 coder.add_motion(motion)
             difference = group.frames[index] - context[0]
             predicted = Predicted(motion, context, difference, before, coder, spent, head)
+            at = partial(self._draft, group, predicted)
             closing = last and index == end - 1
-            draft = self._closing_draft(group, predicted, price, left) if closing else self._draft(group, predicted, price)
+            draft = closing_draft(at, price, left) if closing else at(price)
             run.append(self._coded(predicted, draft, group.told))
             coder, spent, used = draft.coder, spent + draft.uses, draft.used
             if used > left:
@@ -251,6 +262,8 @@ class DvstSmall(System):
             if last and not closing:
                 expected += group.demand.of(index, index + 1, price)
                 needed = used / expected * group.demand.of(index + 1, end, price)
+                if not patient and index == begin and not FAR_BELOW < math.log((used + needed) / left) < FAR_ABOVE:
+                    return run, round(used + needed)
                 change = math.log(needed / max(left - used, 1)) / ELASTICITY
                 # Later frames are told from earlier ones with errors: what seems to be left over is kept for them, half of it.
                 price = max(-128, min(127, price + round(min(24.0, change) if change > 0 else max(-12.0, change / 2))))
@@ -285,33 +298,6 @@ class DvstSmall(System):
         coder = predicted.coder.with_classes(choice.classes.numpy())
         side = group.rate.uses(len(coder.data()) + predicted.head)
         return Draft(choice, plan, price, coder, uses, predicted.spent + uses + side)
-
-    def _closing_draft(self, group: Group, predicted: Predicted, price: int, left: int) -> Draft:
-        """At the price that uses up what is left, about; at the given one, which takes more than that, where nothing fits."""
-        first = draft = self._draft(group, predicted, price)
-        over: Draft | None = None  # the dearest that is known to take too much
-        within: Draft | None = None  # the cheapest that is known to fit
-        for _ in range(TRIALS):
-            if draft.used > left:
-                over = draft
-            else:
-                within = draft
-            if CLOSE_ENOUGH * left < draft.used <= left or (over and not over.uses):
-                break
-            wanted = math.log(max(draft.uses + AIM * left - draft.used, UNIT))
-            if over and within:
-                high, low = (math.log(max(one.uses, UNIT)) for one in (over, within))
-                place = (high - wanted) / max(high - low, 1e-3)
-                price = over.price + round((within.price - over.price) * place)
-                price = max(over.price + 1, min(within.price - 1, price))
-            else:
-                change = max(-24, min(24, round((math.log(max(draft.uses, UNIT)) - wanted) / FRAME_ELASTICITY)))
-                price = draft.price + (max(change, 4) if over else min(change, -1))
-            price = max(-128, min(127, price))
-            if price in (over and over.price, within and within.price):
-                break
-            draft = self._draft(group, predicted, price)
-        return within or first
 
     def _coded(self, predicted: Predicted, draft: Draft, told: int) -> Coded:
         """The frame as its packet and symbols tell it."""
@@ -463,7 +449,3 @@ class DvstSmall(System):
         loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
         loss = loss + 0.0 * self.g_s.head.weight.sum()  # where all packets were lost there is nothing else to learn from
         return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
-
-
-def _mean_price(run: Sequence[Coded]) -> int:
-    return round(sum(coded.price for coded in run) / len(run))
