@@ -3,6 +3,8 @@
     python benchmarks/dvst_study.py rd --out out/dvst               # measure; what is there already is not measured again
     python benchmarks/dvst_study.py cards --out out/dvst            # docs/reproduction/{dvst,ntscc}.md from the rows
 
+Parts `ablations`, `segment`, `time` and `pictures` stand in `dvst_figures.py`.
+
 Every part keeps one JSON list in the folder `--out`: rows of `semcast.studies.rows`, and for `agree` and `speed` plain objects.
 Operating points that a system cannot serve stand in `PART-left-out.json`, with the reason. Networks compute in fp32 unless
 `--precision` says otherwise.
@@ -20,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import dvst_figures
 import memory
 import reproduction
 import torch
@@ -298,9 +301,9 @@ def cards(given: argparse.Namespace) -> None:
 
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "kodak": kodak, "rd": rd, "snr": snr, "drift": drift, "rates": rates, "agree": agree, "speed": speed, "cards": cards,
-    "receive": receive_airs,
+    "receive": receive_airs, **dvst_figures.FIGURES,
 }  # fmt: skip
-FRAMES = {"rd": 32, "snr": 32, "drift": 64, "rates": 32, "agree": 8, "speed": 32, "receive": 8}
+FRAMES = {"rd": 32, "snr": 32, "drift": 64, "rates": 32, "agree": 8, "speed": 32, "receive": 8, **dvst_figures.FRAMES}
 
 
 def main() -> None:
@@ -321,12 +324,13 @@ def main() -> None:
     parser.add_argument("--capacity", action="store_true", help="the bounds at capacity as well")
     parser.add_argument("--weights", action="append", default=[], help="checkpoint in place of the shipped one; repeatable")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, default=2, help="of `speed`")
-    parser.add_argument("--repeats", type=int, default=3, help="of `speed`")
+    parser.add_argument("--threads", type=int, default=2, help="of `speed` and `time`")
+    parser.add_argument("--repeats", type=int, default=3, help="of `speed` and `time`")
     parser.add_argument("--sizes", default="416x240,208x120,832x480", help="of `speed`")
     parser.add_argument("--lengths", default="8,64", help="of `speed`")
     parser.add_argument("--no-large", dest="large", action="store_false", help="`speed` without 1080p")
     parser.add_argument("--docs", type=Path, default=Path("docs/reproduction"), help="where `cards` writes")
+    dvst_figures.add_options(parser)
     parser.add_argument("--airs", nargs="*", default=[], help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.frames = given.frames or FRAMES.get(given.part)

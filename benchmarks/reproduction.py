@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+from figure_numbers import figures
 from gosvae_numbers import gosvae_numbers
 from pydantic import BaseModel, ConfigDict
 from sematt_numbers import sematt_numbers
@@ -237,7 +238,8 @@ def dvst_numbers(folder: Path) -> tuple[Values, Tables, str]:
     )
     tables |= {"rates": rate_table(rates), "refused": refused_table(folder, "rates"), "drift": drift_table(drift)}
     tables |= {"speed": speed_table(speeds), "agree": agreement_table(agreed)}
-    return values, tables, weights_note([*rd, *snr, *drift, *rates])
+    more_values, more_tables, more_rows = figures(folder)
+    return values | more_values, tables | more_tables, weights_note([*rd, *snr, *drift, *rates, *more_rows])
 
 
 def ntscc_numbers(folder: Path) -> tuple[Values, Tables, str]:

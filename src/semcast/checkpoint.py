@@ -90,8 +90,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def load(system: nn.Module, folder: str | Path) -> str:
+def load(system: nn.Module, folder: str | Path, *, lender: str = "") -> str:
     """Load a checkpoint into ``system`` and return its :func:`weights_id`.
+
+    Args:
+        system: with fresh weights. folder: of the checkpoint. lender: another preset whose weights will do, "" for none.
 
     Raises:
         WeightsError: the folder is no checkpoint, is damaged, or belongs to something else, another preset or configuration.
@@ -109,7 +112,7 @@ def load(system: nn.Module, folder: str | Path) -> str:
     except (ValueError, SafetensorError) as error:
         raise WeightsError(f"the checkpoint {source} is damaged: {error}") from error
     have = f"{config.get('system')}:{config.get('preset')}"
-    if have != want:
+    if have not in (want, f"{system.name}:{lender}"):
         raise WeightsError(f"the weights in {source} belong to {have}, not to {want}; pass the matching --weights or --system")
     key = shipped(*_key_name(system).split(":")) if ":" in _key_name(system) else None
     if key is not None and config.get("key_weights") != weights_id(key):
@@ -151,7 +154,7 @@ def make_system(name: str, *, condition: str = "strong", weights: str | Path | N
 
     Args:
         name: as on the command line. condition: test condition of digital systems. weights: folder of a checkpoint; None takes
-            the one that comes with the package.
+            the one that comes with the package, for the preset or for the one that lends it its weights.
 
     Returns:
         The system and its :func:`weights_id`, "" where it has no weights.
@@ -171,10 +174,11 @@ def make_system(name: str, *, condition: str = "strong", weights: str | Path | N
         if weights is not None:
             raise WeightsError(f"{base} has no weights to load; leave out --weights")
         return system.eval(), digest
-    folder = shipped(base, preset) if weights is None else Path(weights)
+    lender = spec.lenders.get(preset, "")
+    folder = shipped(base, preset) or shipped(base, lender) if weights is None else Path(weights)
     if folder is None:
         raise WeightsError(
             f"no weights for {base}:{preset} come with Semcast; train them with `semcast train {base} --preset {preset}` and "
             "pass --weights DIR"
         )
-    return system.eval(), load(system, folder)
+    return system.eval(), load(system, folder, lender=lender)

@@ -10,6 +10,7 @@ import torch
 
 from semcast.systems.base import System
 from semcast.systems.dvst import fit as dvst_fit
+from semcast.systems.dvst.config import ABLATIONS
 from semcast.systems.dvst.small import DvstSmall
 from semcast.systems.dvst.small import SmallConfig as DvstConfig
 from semcast.systems.ntscc.small import NtsccSmall
@@ -86,3 +87,8 @@ def test_the_shipped_schedules_are_valid() -> None:
         assert (schedule.system, schedule.preset) == (name, "small")
         assert all(stage.frames == frames for stage in schedule.stages)
         assert max(max(stage.cbr) for stage in schedule.stages) <= 0.125
+
+
+@pytest.mark.parametrize("preset", ABLATIONS)
+def test_ablations_are_trained_as_the_whole_is(preset: str) -> None:
+    assert load_schedule("dvst", preset).model_copy(update={"preset": "small"}) == load_schedule("dvst", "small")

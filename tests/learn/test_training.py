@@ -328,6 +328,7 @@ def test_the_shipped_schedule_is_valid() -> None:
         ("system: a\npreset: b\nstages: [{name: x, steps: 0}]", r"stages\.0\.steps.*greater than 0"),
         ("system: a\npreset: b\nstages: [{name: x, steps: 1, size: 8}]", r"stages\.0\.size.*64"),
         ("system: a\npreset: b", "stages"),
+        ("like: a-c\npreset: b", r"like a-c\.yaml, which does not come"),
         ("- 1", "is wrong"),
         ("{", "is wrong"),
     ],

@@ -138,3 +138,29 @@ def test_without_rows_nothing_is_claimed(bench: ModuleType, tmp_path: Path) -> N
             line.rpartition("| ")[2].rstrip(" |") for line in text.split("| --- | --- |\n")[1].split("\n\n")[0].splitlines()
         ]
         assert set(states) == {"not attempted"}
+
+
+def test_figures_beside_rate_and_snr(bench: ModuleType, tmp_path: Path) -> None:
+    """Ablations at equal clip and CBR, what is not measured said to be so; machine's eyes, times in one run, pictures."""
+    whole = ladder("dvst", 1.0, preset="small")
+    still = [row.model_copy(update={"preset": "no-motion", "ms_ssim_rgb_db": row.ms_ssim_rgb_db - 1.5}) for row in whole]
+    fixed = [row.model_copy(update={"preset": "constant-rate", "ms_ssim_rgb_db": 9.0}) for row in whole]
+    write_json(tmp_path / "ablations.json", [*whole, *still, *fixed])
+    seen = [make("dvst", 0.01, 28, preset="small", miou=0.5, miou_clean=0.7)]
+    seen += [make(name, 0.01, 27, miou=0.45, miou_clean=0.7) for name in ("h264-ldpc", "h265-ldpc")]
+    write_json(tmp_path / "segment.json", seen)
+    write_json(tmp_path / "pictures.json", [row.model_copy(update={"miou": None}) for row in seen])
+    shared = {"size": "96x64", "frames": 8, "precision": "fp32", "threads": 1}
+    times = {"dvst:small": 300.0, "dcvc-ldpc": 400.0, "h265-ldpc": 100.0}
+    (tmp_path / "time.json").write_text(json.dumps([shared | {"system": k, "encode_ms": v} for k, v in times.items()]))
+    text = bench.cards(tmp_path)["dvst"]
+    assert "| no motion link: loss of MS-SSIM, mean over CBRs | 1.50 dB |" in text
+    assert "| constant rate: loss at the highest CBR over that at the lowest | 4.50 dB |" in text
+    assert "| training without whole groups: loss of MS-SSIM | – |" in text
+    assert "training without whole groups: loss of MS-SSIM: not measured" in text
+    assert "| Fig. 14: ablations | partly |" in text
+    assert "| Fig. 15: segmentation | reproduced |" in text
+    assert "| the source | 0.700 |" in text
+    assert "| time to encode a frame over that of `h265-ldpc` | 3.00 |" in text
+    assert "| time to encode a frame over that of `dcvc-ldpc` | 0.75 |" in text
+    assert "![One moment of a rendered scene" in text

@@ -67,6 +67,13 @@ def test_any_run_comes_back(count: int, h: int, w: int, classes: int, seed: int)
     check_same(decode_run(encode_run(run, own), count, h, w, own), run)
 
 
+def test_without_motion_classes_come_back_and_nothing_moves() -> None:
+    run = any_run(4)
+    data = encode_run(run, TABLES, moving=False)
+    assert len(data) < len(encode_run(run, TABLES))
+    check_same(decode_run(data, 4, H, W, TABLES, moving=False), [(Motion.still(H, W), classes) for _, classes in run])
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=80), st.integers(1, 4))
 def test_garbage_is_a_run_or_nothing(data: bytes, count: int) -> None:

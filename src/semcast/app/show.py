@@ -125,7 +125,9 @@ def systems() -> None:
             for preset in spec.presets:
                 folder = checkpoint.shipped(name, preset)
                 card = checkpoint.read_card(folder) if folder else None
-                lines.append((f"weights of {preset}", "none shipped; pass --weights DIR" if card is None else _card(card)))
+                lender = spec.lenders.get(preset)
+                none = f"those of {lender}" if lender else "none shipped; pass --weights DIR"
+                lines.append((f"weights of {preset}", none if card is None else _card(card)))
         for label, text in lines:
             if text:
                 out.print(f"    {label}: {_plain(text)}")

@@ -189,9 +189,10 @@ class BlockCode(nn.Module):
             self._priced = {**dict(kept), key: self._price(price, told)}
         return self._priced[key]
 
-    def _price(self, price_steps: int, told: int) -> Priced:
+    def _price(self, price_steps: int, told: int, m: Tensor | None = None) -> Priced:
+        """``m``: (C, L) uses of every coefficient, where these are not those that pay for themselves."""
         price = 10 ** (price_steps / (10 * STEPS_PER_DB))
-        m = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price_steps).sum(-1)
+        m = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price_steps).sum(-1) if m is None else m
         p, curve = self._powers(told, price_steps, self.levels, m)
         sent, std = m > 0, self.blocks.std
         variance = std.square().clamp_min(1e-9)

@@ -43,6 +43,11 @@ class Motion(NamedTuple):
     split: np.ndarray
     quarters: np.ndarray
 
+    @classmethod
+    def still(cls, h: int, w: int) -> Motion:
+        """No motion anywhere."""
+        return cls(*(np.zeros(shape, dtype) for shape, dtype in (((h, w, 2), int), ((h, w), bool), ((h, w, 4, 2), int))))
+
     def field(self) -> Tensor:
         """(2 h, 2 w, 2) vectors of 8x8 blocks."""
         h, w = self.split.shape

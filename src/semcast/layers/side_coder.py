@@ -80,16 +80,19 @@ class RunEncoder:
         return coded.rstrip(b"\0")
 
 
-def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables: Tables) -> bytes:
-    """Motion and classes (h, w) of consecutive frames -> bytes."""
+def encode_run(frames: Sequence[tuple[block_motion.Motion, np.ndarray]], tables: Tables, *, moving: bool = True) -> bytes:
+    """Motion and classes (h, w) of consecutive frames -> bytes; without motion where it is known that nothing moves."""
     coder = RunEncoder(tables)
     for motion, classes in frames:
-        coder.add_motion(motion)
+        if moving:
+            coder.add_motion(motion)
         coder = coder.with_classes(classes)
     return coder.data()
 
 
-def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[tuple[block_motion.Motion, np.ndarray]] | None:
+def decode_run(
+    data: bytes, count: int, h: int, w: int, tables: Tables, *, moving: bool = True
+) -> list[tuple[block_motion.Motion, np.ndarray]] | None:
     """The inverse of :func:`encode_run`; None where the bytes cannot be such a string."""
     import constriction
 
@@ -102,7 +105,9 @@ def decode_run(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[
     out = []
     try:
         for _ in range(count):
-            motion, moved = block_motion.decode(decoder, h, w, moved, tables.motion)
+            motion = block_motion.Motion.still(h, w)
+            if moving:
+                motion, moved = block_motion.decode(decoder, h, w, moved, tables.motion)
             rows: list[list[int]] = []
             above = [0] * w
             for earlier in earlier_context(before, (h, w), np.array(group)).tolist():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -30,6 +30,7 @@ class SystemSpec:
             that read frames. presets: the first is the default.
         make: (preset, condition name) -> System, with fresh weights where it has any.
         trained: whether it has weights that must be loaded before it is of use. picture: codes every frame on its own.
+        lenders: presets that run on the weights of another one where they are given none of their own, and whose.
     """
 
     name: str
@@ -41,6 +42,7 @@ class SystemSpec:
     presets: tuple[str, ...] = ("default",)
     trained: bool = False
     picture: bool = False
+    lenders: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 class System(nn.Module, ABC):

@@ -84,11 +84,14 @@ class Schedule(BaseModel):
 def load_schedule(system: str, preset: str, path: str | Path | None = None) -> Schedule:
     """Read the schedule that comes with the package for a preset, or a file of one's own.
 
+    ``like: NAME`` in it takes all that it does not say from another one that comes with the package, ``NAME.yaml``.
+
     Raises:
         InputError: no such schedule, or a key or value in it that is wrong; the nearest known key is named.
     """
+    folder = resources.files("semcast.training") / "schedules"
     if path is None:
-        entry = resources.files("semcast.training") / "schedules" / f"{system}-{preset}.yaml"
+        entry = folder / f"{system}-{preset}.yaml"
         if not entry.is_file():
             raise InputError(f"there is no training schedule for {system}:{preset}; pass one with --schedule FILE")
         text, where = entry.read_text(), entry.name
@@ -97,7 +100,13 @@ def load_schedule(system: str, preset: str, path: str | Path | None = None) -> S
             raise InputError(f"no such schedule: {path}")
         text, where = Path(path).read_text(), str(path)
     try:
-        return Schedule.model_validate(yaml.safe_load(text))
+        said = yaml.safe_load(text)
+        if isinstance(said, dict) and "like" in said:
+            model = folder / f"{said.pop('like')}.yaml"
+            if not model.is_file():
+                raise InputError(f"the schedule {where} is like {model.name}, which does not come with the package")
+            said = yaml.safe_load(model.read_text()) | said
+        return Schedule.model_validate(said)
     except (ValidationError, yaml.YAMLError) as error:
         raise InputError(f"the schedule {where} is wrong: {_say(error)}") from error
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from semcast.errors import UnknownNameError
 from semcast.systems.base import System, SystemSpec
 from semcast.systems.conditions import load_condition
+from semcast.systems.dvst.config import ABLATIONS, Ablation
 
-PRESETS = ("small", "paper")
+PRESETS = ("small", "paper", *ABLATIONS)
 
 
 def make(preset: str, condition: str) -> System:
@@ -19,15 +20,19 @@ def make(preset: str, condition: str) -> System:
 
     if preset not in PRESETS:
         raise UnknownNameError("preset of dvst", preset, PRESETS)
-    key = SYSTEMS.get("ntscc").make(preset, condition)
-    gop = load_condition(condition).gop
-    if preset == "small":
-        from semcast.systems.dvst.small import DvstSmall, SmallConfig
+    key = SYSTEMS.get("ntscc").make("paper" if preset == "paper" else "small", condition)
+    if preset == "paper":
+        from semcast.systems.dvst.paper import DvstPaper, PaperConfig
 
-        return DvstSmall(SmallConfig(), key, gop)
-    from semcast.systems.dvst.paper import DvstPaper, PaperConfig
+        return DvstPaper(PaperConfig(), key)
+    from semcast.systems.dvst.constant_rate import ConstantRate
+    from semcast.systems.dvst.small import DvstSmall, SmallConfig
 
-    return DvstPaper(PaperConfig(), key)
+    ablation = ABLATIONS.get(preset, Ablation())
+    made = ConstantRate if ablation.constant_rate else DvstSmall
+    system = made(SmallConfig(), key, load_condition(condition).gop, ablation)
+    system.preset = preset
+    return system
 
 
 SPEC = SystemSpec(
@@ -38,4 +43,5 @@ SPEC = SystemSpec(
     paper="Wang et al. 2023",
     presets=PRESETS,
     trained=True,
+    lenders={"no-motion": "small", "constant-rate": "small"},  # closed form: statistics and network are those of small
 )

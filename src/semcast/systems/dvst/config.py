@@ -1,4 +1,4 @@
-"""DVST's table of sizes, and its five training steps as data."""
+"""DVST's tables of sizes, its ablations, and its five training steps as data."""
 
 from __future__ import annotations
 
@@ -59,6 +59,53 @@ class PaperConfig:
     def motion_rates(self) -> tuple[int, ...]:
         """V of the motion link, or its one rate."""
         return (self.constant_rate // 3,) if self.constant_rate else self.motion_values
+
+
+@dataclass(frozen=True)
+class SmallConfig:
+    """The shipped network, preset ``small``.
+
+    Attributes:
+        classes, latents, rotated: of the blocks of P-frames, as in NTSCC. fine_width, fine_blocks: channels and residual blocks
+            of g_s, on the grid of 8x8 blocks. embedding: numbers that describe a class to it. key_offset_db: how much lower the
+            price of a use is in the I-frame, per doubling of the group. run: P-frames whose side information shares a packet.
+        side_margin_db: how much worse than told the channel may be before P-frames are lost; I-frames bear more.
+    """
+
+    classes: int = 32
+    latents: int = 384
+    rotated: int = 128
+    fine_width: int = 96
+    fine_blocks: int = 3
+    embedding: int = 8
+    key_offset_db: float = 1.0
+    run: int = 4
+    side_margin_db: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The ablations of fig. 14 in preset ``small``, under the names that they have in :class:`PaperConfig`.
+
+    Attributes:
+        gop_training: let gradients pass from frame to frame. context: let g_s see the context picture beside the difference;
+            False leaves residual coding. motion_link: False sends no vectors, and predicts from the last frame as it stands.
+        constant_rate: as many uses for every block of every P-frame, and a third for side information.
+    """
+
+    gop_training: bool = True
+    context: bool = True
+    motion_link: bool = True
+    constant_rate: bool = False
+
+
+ABLATIONS = {
+    "no-motion": Ablation(motion_link=False),
+    "constant-rate": Ablation(constant_rate=True),
+    "residual": Ablation(context=False),
+    "no-gop": Ablation(gop_training=False),
+}
+"""Presets that are ``small`` with something left out."""
 
 
 @dataclass(frozen=True)

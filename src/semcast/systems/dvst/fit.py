@@ -112,7 +112,7 @@ def _key(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, share: float
 
 def _first_difference(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, rng: random.Random) -> Tensor:
     reference, *_ = _key(system, clip, csi, budget, rng.uniform(0.3, 0.7))
-    motion = block_motion.estimate(clip[1], reference, system.tables.motion, bit_price=0.02)
+    motion = system.motion_of(clip[1], reference, None, 0.02)
     return clip[1] - block_motion.compensate(reference[None], motion.field()[None])[0]
 
 

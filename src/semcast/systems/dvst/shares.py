@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from semcast.layers import block_motion
+from semcast.layers.block_classes import BLOCK
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode
 from semcast.layers.side_coder import Tables
 from semcast.layers.side_rate import SideRate
@@ -85,12 +86,20 @@ class Group:
     Args:
         frames: (T, 3, H, W), sides multiples of a block's. code: of P-frames. tables: their side information is coded under.
             told: SNR in dB. rate: of side information. key_offset_db: how much lower the price of a use is in the I-frame, per
-            doubling of the group.
+            doubling of the group. motion_link: whether motion is sent; else nothing is taken to move.
     """
 
     def __init__(
-        self, frames: Tensor, code: BlockCode, tables: Tables, told: int, rate: SideRate, key_offset_db: float
+        self,
+        frames: Tensor,
+        code: BlockCode,
+        tables: Tables,
+        told: int,
+        rate: SideRate,
+        key_offset_db: float,
+        motion_link: bool = True,
     ) -> None:
+        self.motion_link = motion_link
         self.frames, self.code, self.tables, self.told, self.rate = frames, code, tables, told, rate
         self.offset_db = key_offset_db * math.log2(len(frames))
         self.samples = self._samples()
@@ -103,10 +112,17 @@ class Group:
         """A few P-frames against what comes before them."""
         frames, count, taken = self.frames, len(self.frames), []
         for index in sorted({1 + round(i * (count - 2) / 2) for i in range(3)} if count > 1 else ()):
-            motion = block_motion.estimate(frames[index], frames[index - 1], self.tables.motion, bit_price=SAMPLED_BIT_PRICE)
+            motion, bits = self._motion(frames[index], frames[index - 1])
             difference = frames[index] - block_motion.compensate(frames[index - 1][None], motion.field()[None])[0]
-            taken.append(Sample(index, motion.field(), block_motion.bits_of(motion, self.tables.motion), difference))
+            taken.append(Sample(index, motion.field(), bits, difference))
         return taken
+
+    def _motion(self, frame: Tensor, reference: Tensor) -> tuple[block_motion.Motion, float]:
+        """Motion of a frame (3, H, W), and its bits."""
+        if not self.motion_link:
+            return block_motion.Motion.still(frame.shape[1] // BLOCK, frame.shape[2] // BLOCK), 0.0
+        motion = block_motion.estimate(frame, reference, self.tables.motion, bit_price=SAMPLED_BIT_PRICE)
+        return motion, block_motion.bits_of(motion, self.tables.motion)
 
     def key_uses(self, price_of: Callable[[Budget], int], budget: Budget, bias: int) -> int:
         """Channel uses of the I-frame: such that P-frames at a price that is higher by the offset take the others.

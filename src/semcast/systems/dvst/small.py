@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
-from semcast.layers.block_classes import BLOCK, DIMS
+from semcast.layers.block_classes import BLOCK
 from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
 from semcast.layers.blocks import pad_to
-from semcast.layers.residual import Conditions, ResidualBlock, zero_conv
+from semcast.layers.residual import Conditions
 from semcast.layers.side_coder import (
     CLASS_CONTEXTS,
     RunEncoder,
@@ -46,6 +46,7 @@ from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.layers.symbols import unit_power
 from semcast.systems.base import Side, System
+from semcast.systems.dvst.config import Ablation, SmallConfig
 from semcast.systems.dvst.runs import (
     UNIT,
     Coded,
@@ -59,6 +60,7 @@ from semcast.systems.dvst.runs import (
     unpack_run,
 )
 from semcast.systems.dvst.shares import Group, closing_draft
+from semcast.systems.dvst.synthesis import Synthesis
 from semcast.types import (
     Analog,
     Aux,
@@ -76,51 +78,6 @@ from semcast.types import (
     as_complex,
     as_real,
 )
-
-
-@dataclass(frozen=True)
-class SmallConfig:
-    """The shipped network.
-
-    Attributes:
-        classes, latents, rotated: of the blocks of P-frames, as in NTSCC. fine_width, fine_blocks: channels and residual blocks
-            of g_s, on the grid of 8x8 blocks. embedding: numbers that describe a class to it. key_offset_db: how much lower the
-            price of a use is in the I-frame, per doubling of the group. run: P-frames whose side information shares a packet.
-        side_margin_db: how much worse than told the channel may be before P-frames are lost; I-frames bear more.
-    """
-
-    classes: int = 32
-    latents: int = 384
-    rotated: int = 128
-    fine_width: int = 96
-    fine_blocks: int = 3
-    embedding: int = 8
-    key_offset_db: float = 1.0
-    run: int = 4
-    side_margin_db: float = 1.0
-
-
-class Synthesis(nn.Module):
-    """g_s: the coded difference and the context picture -> picture."""
-
-    def __init__(self, config: SmallConfig) -> None:
-        super().__init__()
-        fine = config.fine_width
-        self.embed = nn.Embedding(config.classes, 4 * config.embedding)
-        self.look = nn.Conv2d(2 * DIMS // 4 + config.embedding, fine, 1)
-        self.fine = nn.ModuleList(ResidualBlock(fine, fine) for _ in range(config.fine_blocks))
-        self.head = zero_conv(fine, DIMS // 4)
-
-    def forward(self, difference: Tensor, context: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
-        """Difference and context, both (B, 3, 16 h, 16 w), and classes (B, h, w) -> (B, 3, 16 h, 16 w)."""
-        before = F.pixel_unshuffle(context, BLOCK // 2)
-        halves = before + F.pixel_unshuffle(difference, BLOCK // 2)
-        told = F.pixel_shuffle(self.embed(classes).movedim(-1, 1), 2)
-        fine = self.look(torch.cat([halves - 0.5, 8 * (halves - before), told], 1))
-        for block in self.fine:
-            fine = block(fine, conditions.vector)
-        residual = self.head(F.gelu(fine))
-        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
 
 
 @dataclass
@@ -157,25 +114,24 @@ class DvstSmall(System):
     prices, power); and the analog stream ``latent`` of all P-frames.
 
     Args:
-        config: sizes. key: a system for pictures, that has ``price``. gop: frames of a group.
+        config: sizes. key: a system for pictures, that has ``price``. gop: frames of a group. ablation: what is left out.
     """
 
     name = "dvst"
     preset = "small"
     key_name = "ntscc:small"
-    follows_scenes = True
     batched = False
 
-    def __init__(self, config: SmallConfig, key: System, gop: int) -> None:
+    def __init__(self, config: SmallConfig, key: System, gop: int, ablation: Ablation = Ablation()) -> None:
         super().__init__()
-        self.config, self.frames_per_step = config, gop
+        self.config, self.frames_per_step, self.ablation = config, gop, ablation
         self.key = key
         self.code = BlockCode(config.classes, config.latents, config.rotated)
         for name, table in block_motion.Counts.rough()._asdict().items():
             self.register_buffer(f"motion_{name}", torch.from_numpy(table.astype(np.int32)))
         self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
         self.register_buffer("group", torch.from_numpy(groups(config.classes)), persistent=False)
-        self.g_s = Synthesis(config)
+        self.g_s = Synthesis(config, ablation.context)
 
     often: Tensor
     group: Tensor
@@ -241,11 +197,12 @@ class DvstSmall(System):
         return streams, state, aux
 
     def _side(self, run: Sequence[Coded]) -> bytes:
-        return encode_run([(coded.motion, coded.classes.numpy()) for coded in run], self.tables)
+        told = [(coded.motion, coded.classes.numpy()) for coded in run]
+        return encode_run(told, self.tables, moving=self.ablation.motion_link)
 
     def group_of(self, frames: Tensor, told: int, rate: SideRate) -> Group:
         """A group (T, 3, H, W), ready to be shared out."""
-        return Group(frames, self.code, self.tables, told, rate, self.config.key_offset_db)
+        return Group(frames, self.code, self.tables, told, rate, self.config.key_offset_db, self.ablation.motion_link)
 
     def key_uses(self, group: Group, budget: Budget, csi: Csi, state: TxState) -> int:
         """Channel uses of the group's I-frame."""
@@ -298,7 +255,8 @@ class DvstSmall(System):
         for index in range(begin, end):
             before = run[-1] if run else None
             motion, context = self._predict(group, index, before.reference if before else reference, price, before)
-            coder.add_motion(motion)
+            if self.ablation.motion_link:
+                coder.add_motion(motion)
             difference = group.frames[index] - context[0]
             predicted = Predicted(motion, context, difference, before, coder, spent, head)
             at = partial(self._draft, group, predicted)
@@ -322,9 +280,17 @@ class DvstSmall(System):
         self, group: Group, index: int, reference: Tensor, price: int, before: Coded | None
     ) -> tuple[block_motion.Motion, Tensor]:
         """A frame's motion against the transmitter's own reference (3, H, W), and the reference moved, (1, 3, H, W)."""
-        bit_price, last = self.code.bit_price(price, group.rate.bits_per_use), before.motion if before else None
-        motion = block_motion.estimate(group.frames[index], reference, self.tables.motion, last, bit_price)
+        bit_price = self.code.bit_price(price, group.rate.bits_per_use)
+        motion = self.motion_of(group.frames[index], reference, before.motion if before else None, bit_price)
         return motion, block_motion.compensate(reference[None], motion.field()[None])
+
+    def motion_of(
+        self, frame: Tensor, reference: Tensor, before: block_motion.Motion | None, bit_price: float
+    ) -> block_motion.Motion:
+        """Motion of a frame (3, H, W) against its reference; ``before`` is that of the frame before it in the same packet."""
+        if not self.ablation.motion_link:
+            return block_motion.Motion.still(frame.shape[1] // BLOCK, frame.shape[2] // BLOCK)
+        return block_motion.estimate(frame, reference, self.tables.motion, before, bit_price)
 
     def _draft(self, group: Group, predicted: Predicted, price: int) -> Draft:
         before, bits_per_use = predicted.before, group.rate.bits_per_use
@@ -355,7 +321,7 @@ class DvstSmall(System):
 
         def receive() -> Tensor:
             noise = torch.full_like(symbols, 10 ** (-told / 10))
-            conditions = self._conditions(float(told), draft.price, classes[None])
+            conditions = self._conditions(float(told), plan.price, classes[None])
             picture = self._reconstruct(predicted.context, symbols, noise, amplitude_of(gain), classes, busy, plan, conditions)
             return picture[0].clamp(0, 1)
 
@@ -451,7 +417,7 @@ class DvstSmall(System):
         if unpacked is None:
             return None
         head, rest = unpacked
-        side = decode_run(rest, count, h, w, self.tables)
+        side = decode_run(rest, count, h, w, self.tables, moving=self.ablation.motion_link)
         if side is None:
             return None
         at, frames = head.first, []
@@ -468,8 +434,9 @@ class DvstSmall(System):
             noise = noise_var[:, at : at + uses].repeat_interleave(2, 1).flatten()
             at += uses
             measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
+            reference = reference if self.ablation.gop_training else reference.detach()
             context = block_motion.compensate(reference, motion.field()[None])
-            conditions = self._conditions(measured_db, price, of_blocks[None])
+            conditions = self._conditions(measured_db, plan.price, of_blocks[None])
             reference = self._reconstruct(context, values, noise, amplitude_of(gain), of_blocks, busy, plan, conditions)
             reference = reference if self.training else reference.clamp(0, 1)
             frames.append(reference)
