@@ -68,13 +68,41 @@ def zero_conv(inputs: int, outputs: int) -> nn.Conv2d:
     return conv
 
 
+class Finish(nn.Module):
+    """Last look at a picture, two by two pixels at a time, beside its linear part and what the grid of half blocks found.
+
+    Args:
+        features: channels of what was found. width: channels of its own. blocks: residual blocks.
+    """
+
+    PIXELS = 2
+    HINTS = 8
+
+    def __init__(self, features: int, width: int, blocks: int) -> None:
+        super().__init__()
+        pixels, scale = 3 * self.PIXELS**2, BLOCK // 2 // self.PIXELS
+        self.hint = nn.Conv2d(features, self.HINTS * scale**2, 1)
+        self.look = nn.Conv2d(2 * pixels + self.HINTS, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width, width) for _ in range(blocks))
+        self.head = zero_conv(width, pixels)
+
+    def forward(self, picture: Tensor, linear: Tensor, features: Tensor, conditions: Tensor) -> Tensor:
+        """Picture so far and linear picture (B, 3, H, W), features (B, C, H / 8, W / 8), conditions (B, k) -> picture."""
+        seen = F.pixel_unshuffle(torch.cat([picture - 0.5, 4 * (picture - linear)], 1), self.PIXELS)
+        y = self.look(torch.cat([seen, F.pixel_shuffle(self.hint(features), BLOCK // 2 // self.PIXELS)], 1))
+        for block in self.blocks:
+            y = block(y, conditions)
+        return picture + F.pixel_shuffle(self.head(F.gelu(y)).float(), self.PIXELS)
+
+
 class Synthesis(nn.Module):
-    """What a network adds to the linear picture: on the grid of blocks first, then on that of half blocks beside the picture.
+    """What a network adds to the linear picture: on the grid of blocks first, then on that of half blocks beside the picture,
+    then, if it has ``finish_blocks``, on that of pixels two by two.
 
     Args:
         latents: coefficients of a block. classes, embedding: of blocks, and numbers that describe one. width,
-            fine_width: channels on both grids. hidden, fine_hidden: channels inside their residual blocks. blocks, fine_blocks:
-            residual blocks on both.
+            fine_width, finish_width: channels on the grids. hidden, fine_hidden: channels inside their residual blocks. blocks,
+            fine_blocks, finish_blocks: residual blocks on them.
     """
 
     def __init__(
@@ -89,6 +117,8 @@ class Synthesis(nn.Module):
         fine_width: int,
         fine_hidden: int,
         fine_blocks: int,
+        finish_width: int = 0,
+        finish_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(classes, embedding)
@@ -97,6 +127,7 @@ class Synthesis(nn.Module):
         self.look = nn.Conv2d(DIMS // 4, fine_width, 1)
         self.fine = nn.ModuleList(ResidualBlock(fine_width, fine_hidden) for _ in range(fine_blocks))
         self.head = zero_conv(fine_width, DIMS // 4)
+        self.finish = Finish(fine_width, finish_width, finish_blocks) if finish_blocks else None
 
     def forward(self, halves: Tensor, unit: Tensor, classes: Tensor, conditions: Conditions) -> Tensor:
         """Linear picture as half blocks (B, 192, 2 h, 2 w), coefficients at unit variance (B, L, h, w), classes (B, h, w)
@@ -105,8 +136,13 @@ class Synthesis(nn.Module):
         fine = F.pixel_shuffle(self.expand(self.trunk(features, conditions)), 2) + self.look(halves - 0.5)
         for block in self.fine:
             fine = block(fine, conditions.vector)
-        residual = self.head(F.gelu(fine))
-        return F.pixel_shuffle(halves + residual.float(), BLOCK // 2)
+        fine = F.gelu(fine)
+        picture = F.pixel_shuffle(halves + self.head(fine).float(), BLOCK // 2)
+        if self.finish is None:
+            return picture
+        linear = F.pixel_shuffle(halves, BLOCK // 2)
+        finished: Tensor = self.finish(picture, linear, fine, conditions.vector)
+        return finished
 
 
 def halved(blocks: Tensor) -> Tensor:

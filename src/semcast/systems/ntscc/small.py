@@ -2,7 +2,8 @@
 
     frame ─▶ 16x16 blocks ─▶ g_a = KLT ─▶ y ─┬─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols
                                             └─▶ z = class of block ─▶ range coder ─▶ packet
-    symbols ─▶ f_d: posterior mean per coefficient, given z ─▶ y_hat ─▶ g_s = KLT^T + [conv, AF] + 8x8: [conv, AF] ─▶ frame_hat
+    symbols ─▶ f_d: posterior mean per coefficient, given z ─▶ y_hat ─▶ g_s ─▶ frame_hat
+    g_s = KLT^T + [conv, AF] on the grid of blocks + [conv, AF] on that of 8x8 + [conv, AF] on that of 2x2 pixels
 
 z is a vector-quantised hyperprior: it names the variances of y, hence its entropy, hence the channel uses of every coefficient
 (:mod:`semcast.layers.block_code`). Everything starts as the closed-form code; the networks learn what to add.
@@ -59,8 +60,9 @@ class SmallConfig:
 
     Attributes:
         classes: of 16x16 blocks. latents: real coefficients per block at most (L). rotated: of them turned into a class's own
-            KLT. width, fine_width: channels of g_s on the grid of blocks, and on that of half blocks after it. decoder_blocks,
-            fine_blocks: residual blocks. embedding: numbers that describe a class.
+            KLT. width, fine_width, finish_width: channels of g_s on the grid of blocks, on that of half blocks after it, and on
+            that of pixels two by two at last. decoder_blocks, fine_blocks, finish_blocks: residual blocks on these. embedding:
+            numbers that describe a class.
     """
 
     classes: int = 32
@@ -70,6 +72,8 @@ class SmallConfig:
     fine_width: int = 96
     decoder_blocks: int = 2
     fine_blocks: int = 3
+    finish_width: int = 32
+    finish_blocks: int = 4
     embedding: int = 16
 
 
@@ -107,6 +111,8 @@ class NtsccSmall(System):
             fine_width=config.fine_width,
             fine_hidden=config.fine_width,
             fine_blocks=config.fine_blocks,
+            finish_width=config.finish_width,
+            finish_blocks=config.finish_blocks,
         )
 
     std: Tensor
