@@ -16,9 +16,11 @@ from torch import Tensor
 
 from semcast.ledger import Ledger
 from semcast.link import Link
+from semcast.studies.session import Radio, load_system, transmit_clip
 from semcast.systems.dvst.small import UNIT, Coded, DvstSmall, Run, pack_run, unpack_run
 from semcast.transmit import run
 from semcast.types import Analog, Format, RxAnalog, Step
+from semcast.video.clip import Clip, VideoInfo
 
 Hold = Callable[..., Any]
 CLIP = scene("coffee-pan", 9)
@@ -305,3 +307,14 @@ def test_a_batch_whose_packets_were_all_lost_can_still_be_stepped_on(system: Dvs
     lost = result._replace(decoded=type(result.decoded)(frames=frames, concealed=3))
     system.loss([lost], "watch", {})["loss"].backward()  # type: ignore[no-untyped-call]
     assert system.g_s.head.weight.grad is not None
+
+
+def test_a_group_begins_where_a_scene_does() -> None:
+    """In a session, not only on paper: the I-frame after a cut has its own packet."""
+    frames = torch.cat([CLIP[:3], scene("astronaut-pan", 5)])
+    info = VideoInfo("made", 96, 80, 25.0, None, "made", "gbrp")
+    clip = Clip("made", info, lambda labels: ((frame, {}) for frame in frames))
+    loaded = load_system("dvst:small", condition="strong")
+    lengths: list[int] = []
+    transmit_clip(loaded, clip, Radio(snr_db=10.0, cbr=0.2), on_step=lambda result: lengths.append(result.step.frames.shape[1]))
+    assert lengths == [3, 5]

@@ -120,6 +120,7 @@ class DvstSmall(System):
     name = "dvst"
     preset = "small"
     key_name = "ntscc:small"
+    follows_scenes = True
     batched = False
 
     def __init__(self, config: SmallConfig, key: System, gop: int, ablation: Ablation = Ablation()) -> None:
