@@ -200,7 +200,7 @@ def training_forward(loaded: Loaded, clip: Clip, radio: Radio, seed: int, given:
         Ledger(),
         MetricSet(("psnr_rgb_db",)),
     )
-    source = steps(clip, loaded.system.frames_per_step)
+    source = steps(clip, loaded.system.frames_per_step, scenes=loaded.system.follows_scenes)
     loaded.system.train()
     try:
         with arithmetic(loaded.spec, given.precision):
