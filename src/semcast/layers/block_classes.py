@@ -103,29 +103,17 @@ class BlockClasses(nn.Module):
         if self.classes == 1:
             return torch.zeros_like(coefficients[:, 0], dtype=torch.int64)
         rows = coefficients.movedim(1, -1)
-        return self._classify_rows(rows.flatten(0, -2)).reshape(rows.shape[:-1])
+        return self.classify_rows(rows.flatten(0, -2)).reshape(rows.shape[:-1])
 
-    def _classify_rows(self, rows: Tensor) -> Tensor:
-        """(N, L) -> (N,)."""
-        variance = self.std.square() + self.floor
-        return self.scores(rows, 1 / variance, variance.log().sum(1)).argmin(1)
-
-    def scores(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Weighted energy of blocks (N, L) in every class's own basis, weights (C, L), plus biases (C,) -> (N, C)."""
-        return self.weigh(self.energies(rows), rows, weight, bias)
-
-    def energies(self, rows: Tensor) -> Tensor:
-        """Squares of the rotated coefficients of blocks (N, L) in every class's own basis -> (C, N, rotated)."""
-        M = self.rotated
-        if not M:
-            return rows[None, :, :0]
-        return F.linear(rows[:, :M], self.rotations.flatten(0, 1)).square_().unflatten(1, (-1, M)).movedim(1, 0)
-
-    def weigh(self, energies: Tensor, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """:meth:`scores` from :meth:`energies`."""
-        M = self.rotated
-        score = rows[:, M:].square() @ weight[:, M:].T + bias
-        return score + (energies @ weight[:, :M, None])[..., 0].T if M else score
+    def classify_rows(self, rows: Tensor) -> Tensor:
+        """(N, L) -> (N,), the likeliest class: of its own variances in its own basis."""
+        variance, M = self.std.square() + self.floor, self.rotated
+        weight = 1 / variance
+        score = rows[:, M:].square() @ weight[:, M:].T + variance.log().sum(1)
+        if M:
+            turned = F.linear(rows[:, :M], self.rotations.flatten(0, 1)).square_().unflatten(1, (-1, M)).movedim(1, 0)
+            score = score + (turned @ weight[:, :M, None])[..., 0].T
+        return score.argmin(1)
 
     def rotate(self, rows: Tensor, classes: Tensor, *, back: bool = False) -> Tensor:
         """Turn (N, L) coefficients of blocks of these classes (N,) into their classes' own bases, or back."""
@@ -200,7 +188,7 @@ class BlockClasses(nn.Module):
                     values, vectors = torch.linalg.eigh((own.T @ own + prior) / (len(own) + 60))
                     self.rotations[index] = vectors.flip(1).T
                     self.std[index, :M] = values.flip(0).clamp_min(1e-9).sqrt()
-            classes = self._classify_rows(rows)
+            classes = self.classify_rows(rows)
         table = np.zeros((C, C), dtype=np.int64)
         for one in classes.reshape(len(frames), *grids.shape[-2:]).numpy():
             np.add.at(table, (contexts(one), one), 1)

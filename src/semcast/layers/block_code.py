@@ -228,9 +228,7 @@ class BlockCode(nn.Module):
         h, w = coefficients.shape[1:]
         if self.blocks.classes == 1:
             return torch.zeros(h, w, dtype=torch.int64)
-        variance = self.blocks.std.square() + self.blocks.floor
-        energies = self.blocks.energies(rows)
-        likely = self.blocks.weigh(energies, rows, 1 / variance, variance.log().sum(1)).argmin(1)
+        likely = self.blocks.classify_rows(rows)
         price = self.price_of(likely, uses, snr_db)
         cost = self._block_costs(rows, self.priced(price, self.told_index(snr_db))).reshape(h, w, -1)
         bits = _lengths(self.blocks.frequencies) * self.bit_price(price, bits_per_use)

@@ -89,8 +89,7 @@ class ConstantRateCode(BlockCode):
         """Classes that distort a picture (3, H, W) least at a rate index in the place of a price, side information priced."""
         told, blocks = self.told_index(snr_db), self.blocks
         rows = blocks.analyse_rows(blocks.pixels(picture), blocks.latents)
-        variance = blocks.std.square() + blocks.floor
-        likely = blocks.weigh(blocks.energies(rows), rows, 1 / variance, variance.log().sum(1)).argmin(1)
+        likely = blocks.classify_rows(rows)
         count = real_uses(price, len(rows), self.levels.shape[1] * MAX_USES) // len(rows)
         uses = self._table(max(count, 1), told)
         cost = self._block_costs(rows, self._price(self._level(likely, uses, told), told, uses)).reshape(*earlier.shape, -1)

@@ -114,7 +114,8 @@ class DvstSmall(System):
     prices, power); and the analog stream ``latent`` of all P-frames.
 
     Args:
-        config: sizes. key: a system for pictures, that has ``price``. gop: frames of a group. ablation: what is left out.
+        config: sizes. key: a system for pictures, that has ``prices`` and ``expect``. gop: frames of a group.
+        ablation: what is left out.
     """
 
     name = "dvst"
