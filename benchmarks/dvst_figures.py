@@ -22,6 +22,7 @@ from semcast.errors import BudgetError, WeightsError
 from semcast.studies.figures import Media, Picture, contact_sheet
 from semcast.studies.session import Loaded, Radio, load_system, transmit_clip, weights_name
 from semcast.systems import SYSTEMS
+from semcast.systems.dvst.config import ABLATIONS
 from semcast.video.clip import Clip
 from semcast.video.io import open_clips
 
@@ -74,7 +75,7 @@ def measure(shelf: Shelf, loaded: Loaded, clip: Clip, radio: Radio, given: argpa
 def ablations(given: argparse.Namespace) -> None:
     """`dvst:small` and what is left of it without one thing or another, AWGN 10 dB, groups of 4."""
     shelf, clips = Shelf(given.out, "ablations"), clips_of(given, CLIPS)
-    names = [f"dvst:{preset}" for preset in SYSTEMS.get("dvst").presets if preset != "paper"]
+    names = [f"dvst:{preset}" for preset in ("small", *ABLATIONS)]
     for name in given.systems or names:
         try:
             loaded = load(name, given)
@@ -90,7 +91,7 @@ def segment(given: argparse.Namespace) -> None:
     """mIoU and PSNR over CBR at the size of the paper, AWGN 10 dB, groups of 4, every frame labelled and counted."""
     given.size = given.size or "256x192"
     shelf, clips = Shelf(given.out, "segment"), clips_of(given, f"camvid:{given.camvid}/{DRIVE}")
-    systems = [load(name, given) for name in given.systems or ("dvst", *CHAINS)]
+    systems = [load(name, given) for name in given.systems or ("dvst", "dvst:segment", *CHAINS)]
     for clip in clips:
         for cbr in given.cbr or SEGMENT_RATES:
             for loaded in systems:

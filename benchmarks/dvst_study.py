@@ -46,6 +46,7 @@ from semcast.studies.session import (
     transmit_clip,
     weights_name,
 )
+from semcast.systems import SYSTEMS
 from semcast.transmit import run
 from semcast.types import StepResult
 from semcast.video.clip import Clip
@@ -58,7 +59,7 @@ MEASURES = ("psnr_rgb_db", "ms_ssim_rgb_db")
 LADDERS = {"dvst-paper": (0.01, 0.015, 0.02, 0.03, 0.045), "strong": (0.006, 0.01, 0.015, 0.02, 0.03)}
 TARGETS = (0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.06)
 STILL_RATES = (0.0208, 0.0417, 0.0625, 0.0833)
-STILL_SYSTEMS = ("ntscc:small", "linear-jscc:classes-32", "hevc-intra-ldpc", "deepjscc")
+STILL_SYSTEMS = ("ntscc:small", "ntscc:ms-ssim", "linear-jscc:classes-32", "hevc-intra-ldpc", "deepjscc")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -129,8 +130,9 @@ def load(names: Sequence[str], condition: str, given: argparse.Namespace) -> lis
 
 def weights_of(name: str, given: argparse.Namespace) -> str | None:
     """The folder on the command line that belongs to a system, or None for the shipped weights."""
-    folders = {weights_name(folder).partition(":")[0]: folder for folder in given.weights}
-    return folders.get(name.partition(":")[0])
+    base, _, preset = name.partition(":")
+    folders = {weights_name(folder): folder for folder in given.weights}
+    return folders.get(f"{base}:{preset or SYSTEMS.get(base).presets[0]}")
 
 
 def plan_of(given: argparse.Namespace, systems: Sequence[Loaded], clips: Sequence[Clip], **what: Any) -> Plan:
@@ -157,7 +159,8 @@ def kodak(given: argparse.Namespace) -> None:
 
 def rd(given: argparse.Namespace) -> None:
     """Video: rate against quality at 10 dB under both conditions."""
-    names = given.systems or ("dvst", "h264-ldpc", "h265-ldpc", *(("h264-capacity", "h265-capacity") if given.capacity else ()))
+    bounds = ("h264-capacity", "h265-capacity") if given.capacity else ()
+    names = given.systems or ("dvst", "dvst:ms-ssim", "h264-ldpc", "h265-ldpc", *bounds)
     shelf, clips = Shelf(given.out, "rd"), clips_of(given, f"{DATA}/video")
     for condition in given.conditions:
         measure(plan_of(given, load(names, condition, given), clips, cbrs=given.cbr or LADDERS[condition]), shelf)

@@ -68,12 +68,14 @@ def figures(folder: Path) -> tuple[dict[str, float | None], dict[str, str], list
     values: dict[str, float | None] = {f"{preset} loss": loss(ablations, preset) for preset in ABLATIONS}
     low, high = (loss(ablations, "constant-rate", target=end) if end else None for end in ends)
     values |= {"constant-rate loss high": high, "constant-rate loss grows": minus(high, low)}
+    values["segment tuned miou"] = over_rates(segment, "dvst:segment", SMALL, "miou")
     for anchor in ("h264-ldpc", "h265-ldpc"):
         for key, column in (("miou", "miou"), ("psnr", "psnr_rgb_db")):
-            values[f"segment {anchor} {key}"] = over_rates(segment, "dvst", anchor, column)
+            values[f"segment trained {anchor} {key}"] = over_rates(segment, "dvst:segment", anchor, column)
+            values[f"segment {anchor} {key}"] = over_rates(segment, SMALL, anchor, column)
         values[f"time {anchor}"] = time_ratio(timed, SMALL, anchor)
         for snr_db in (2, 10):
-            pair = [at_point(pictures, name, float(snr_db)) for name in ("dvst", anchor)]
+            pair = [at_point(pictures, name, float(snr_db)) for name in (SMALL, anchor)]
             values[f"picture {anchor} {snr_db}"] = minus(*pair)
     values |= {"time dcvc": time_ratio(timed, SMALL, "dcvc-ldpc"), "time paper": time_ratio(timed, "dvst:paper", "h265-ldpc")}
     tables = {f"ablations {key}": quality_table(ablations, key, "cbr_target") for key in ("ms_ssim_rgb_db", "psnr_rgb_db")}

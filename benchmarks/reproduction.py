@@ -58,6 +58,7 @@ RULE = (
     "the second, *partly* in between or where a check could not be measured, *not attempted* where nothing was measured."
 )
 PSNR, MS_SSIM = metric("psnr_rgb_db"), metric("ms_ssim_rgb_db")
+SMALL, STRUCTURAL = "dvst:small", "dvst:ms-ssim"
 H264, H265, STILLS = "h264-ldpc", "h265-ldpc", "hevc-intra-ldpc"
 Values = dict[str, float | None]
 Tables = dict[str, str]
@@ -195,32 +196,36 @@ def dvst_numbers(folder: Path) -> tuple[Values, Tables, str]:
         rows = [row for row in rd if row.condition == condition]
         for anchor in (H264, H265):
             for key, quality in (("psnr", PSNR), ("ms_ssim", MS_SSIM)):
-                deltas = bd_by_clip(rows, anchor, "dvst", quality)
+                deltas = bd_by_clip(rows, anchor, SMALL, quality)
                 values[f"{condition} {anchor} {key}"] = mean_delta(deltas)
                 values[f"{condition} {anchor} {key} clips"] = percent_below_zero(deltas)
-        tables[f"{condition} bd"] = bd_table(rows, "dvst", (H264, H265))
+            trained = bd_by_clip(rows, anchor, STRUCTURAL, MS_SSIM)
+            values[f"{condition} {anchor} trained"] = mean_delta(trained)
+            values[f"{condition} {anchor} trained clips"] = percent_below_zero(trained)
+        tables[f"{condition} bd"] = bd_table(rows, SMALL, (H264, H265))
+        tables[f"{condition} trained bd"] = bd_table(rows, STRUCTURAL, (H264, H265))
         for key in ("psnr_rgb_db", "ms_ssim_rgb_db"):
             tables[f"{condition} {key}"] = quality_table(rows, key, "cbr_target")
-    rows = [row for row in rd if row.condition == "dvst-paper"]
-    ours, rival = (bd_by_clip(rows, H264, name, PSNR) for name in ("dvst", H265))
+    rows = [row for row in rd if row.condition == "dvst-paper" and row.name != STRUCTURAL]
+    ours, rival = (bd_by_clip(rows, H264, name, PSNR) for name in (SMALL, H265))
     ahead = {clip: BdDelta(minus(ours[clip].value, rival[clip].value), 0) for clip in ours if clip in rival}
     values["saves more"] = percent_below_zero(ahead)
     lines = [[clip, number(ours[clip].value, digits=1), number(rival[clip].value, digits=1)] for clip in ahead]
     tables["savings"] = table(["clip", "`dvst`, %", "`h265-ldpc`, %"], lines)
     one = [row for row in rows if row.clip.startswith("BasketballPass")]
-    values["fall"] = average([fall(row) for row in select(one, "dvst")])
-    values["one clip"] = mean_delta(bd_by_clip(one, H265, "dvst", PSNR))
-    values["side falls"] = minus(*side_share(select(rows, "dvst")))
-    tables |= {"positions": positions_table(one), "streams": stream_table(select(rd, "dvst"))}
+    values["fall"] = average([fall(row) for row in select(one, SMALL)])
+    values["one clip"] = mean_delta(bd_by_clip(one, H265, SMALL, PSNR))
+    values["side falls"] = minus(*side_share(select(rows, SMALL)))
+    tables |= {"positions": positions_table(one), "streams": stream_table(select(rd, SMALL))}
     for channel in ("awgn", "rayleigh"):
         rows = [row for row in snr if row.channel == channel]
-        values[f"{channel} gap"] = average(gaps(rows, "dvst", H265, -2, 14))
-        values[f"{channel} low gap"] = average(gaps(rows, "dvst", H265, -2, 6))
-        values[f"{channel} told 10 at 2"] = at_point(rows, "dvst", 2.0, 10.0)
-        values[f"{channel} told 10 at 2 gap"] = over(rows, "dvst", H265, 2.0, 10.0)
-        values[f"{channel} told 10 gains"] = minus(at_point(rows, "dvst", 14.0, 10.0), at_point(rows, "dvst", 10.0))
-        values[f"{channel} gap at 2"] = over(rows, "dvst", H265, 2.0)
-        found = [at_point(rows, "dvst", at) for at in sorted({r.snr_db for r in select(rows, "dvst") if r.snr_db is not None})]
+        values[f"{channel} gap"] = average(gaps(rows, SMALL, H265, -2, 14))
+        values[f"{channel} low gap"] = average(gaps(rows, SMALL, H265, -2, 6))
+        values[f"{channel} told 10 at 2"] = at_point(rows, SMALL, 2.0, 10.0)
+        values[f"{channel} told 10 at 2 gap"] = over(rows, SMALL, H265, 2.0, 10.0)
+        values[f"{channel} told 10 gains"] = minus(at_point(rows, SMALL, 14.0, 10.0), at_point(rows, SMALL, 10.0))
+        values[f"{channel} gap at 2"] = over(rows, SMALL, H265, 2.0)
+        found = [at_point(rows, SMALL, at) for at in sorted({r.snr_db for r in select(rows, SMALL) if r.snr_db is not None})]
         drops = [minus(a, b) for a, b in pairwise(found)]
         values[f"{channel} largest drop"] = largest(drops)
         tables[f"{channel} snr"] = quality_table(rows, "psnr_rgb_db", "snr_db")
@@ -248,20 +253,22 @@ def ntscc_numbers(folder: Path) -> tuple[Values, Tables, str]:
     at10 = [row for row in rows if row.snr_db == 10]
     top = max((row.cbr_target or 0 for row in rows), default=0)
     full = [row for row in rows if row.cbr_target == top]
-    ours = mean_curve(at10, "ntscc", "psnr_rgb_db")
+    ours = mean_curve(at10, "ntscc:small", "psnr_rgb_db")
     values: Values = {
         "psnr at 0.037": minus(interpolate(ours, 0.037), 31.7),
         "psnr at 0.054": minus(interpolate(ours, 0.054), 33.5),
-        "deepjscc": over(full, "ntscc", "deepjscc", 10.0),
+        "deepjscc": over(full, "ntscc:small", "deepjscc", 10.0),
     }
     for key, column in (("psnr", "psnr_rgb_db"), ("ms_ssim", "ms_ssim_rgb_db")):
-        values[f"bd {key}"] = bd_rate(mean_curve(at10, STILLS, column), mean_curve(at10, "ntscc", column)).value
+        values[f"bd {key}"] = bd_rate(mean_curve(at10, STILLS, column), mean_curve(at10, "ntscc:small", column)).value
+    trained = mean_curve(at10, "ntscc:ms-ssim", "ms_ssim_rgb_db")
+    values["bd trained"] = bd_rate(mean_curve(at10, STILLS, "ms_ssim_rgb_db"), trained).value
     for snr_db in (2, 10, 18):
-        values[f"gap at {snr_db}"] = over(full, "ntscc", STILLS, snr_db)
+        values[f"gap at {snr_db}"] = over(full, "ntscc:small", STILLS, snr_db)
     over_linear = []
     for target in sorted({row.cbr_target for row in at10 if row.cbr_target and row.cbr_target > 0.03}):
         here = [row for row in at10 if row.cbr_target == target]
-        over_linear.append(over(here, "ntscc", "linear-jscc", 10.0))
+        over_linear.append(over(here, "ntscc:small", "linear-jscc", 10.0))
     values["linear"] = min((value for value in over_linear if value is not None), default=None)
     tables = {
         "psnr": quality_table(at10, "psnr_rgb_db", "cbr_target"),

@@ -132,7 +132,8 @@ def load(system: nn.Module, folder: str | Path, *, lender: str = "") -> str:
 def borrow(system: nn.Module, source: str) -> None:
     """Copy the weights of ``"system:preset"`` as shipped, or of a checkpoint's folder, into ``system``: where training begins.
 
-    Unlike :func:`load` it takes weights of another system, as long as every tensor has its counterpart.
+    Unlike :func:`load` it takes weights of another system, as long as every tensor has its counterpart, but for those that the
+    system adapts itself.
 
     Raises:
         WeightsError: no such weights, or they do not fit.
@@ -143,10 +144,11 @@ def borrow(system: nn.Module, source: str) -> None:
     if not path.is_file():
         raise WeightsError(f"no weights to begin with: {source} is neither shipped nor the folder of a checkpoint")
     tensors, own = load_file(path), _own(system, system.state_dict())
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(getattr(system, "adapted", ()))}
     wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
     if wrong:
         raise WeightsError(f"the weights of {source} do not fit {system.name}:{system.preset}: {wrong[0]!r} differs")
-    system.load_state_dict({name: tensors[name].to(own[name].dtype) for name in own}, strict=not _key_name(system))
+    system.load_state_dict({name: tensors[name].to(own[name].dtype) for name in own}, strict=False)
 
 
 def make_system(name: str, *, condition: str = "strong", weights: str | Path | None = None) -> tuple[System, str]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from semcast.layers.block_classes import BlockClasses
 from semcast.layers.expansion import LOW_DB, MAX_USES, REACH, Expansion
+from semcast.layers.importance import Importance, Weighed, weighed_costs
 
 STEPS_PER_DB = 4
 """Variances, prices and powers count in quarters of a decibel."""
@@ -56,7 +57,7 @@ class Priced(NamedTuple):
             reach: coefficients from here on no class sends. weight, bias: (C, L) of squared coefficients and (C,), whose sum is
             distortion plus priced uses and power. sent: (D, rotated) directions of the turned coefficients that are sent, class
             by class. gains: (D, C) their weights less 1, in their class. bent, ends, owner: which of them follow a curve, (k,),
-            where that ends, (k,), and whose they are, (k, C).
+            where that ends, (k,), and whose they are, (k, C). weighed: costs, where errors are weighed by importance.
     """
 
     uses: Tensor
@@ -71,6 +72,7 @@ class Priced(NamedTuple):
     bent: Tensor
     ends: Tensor
     owner: Tensor
+    weighed: Weighed | None = None
 
 
 class Choice(NamedTuple):
@@ -81,6 +83,8 @@ class Choice(NamedTuple):
     rows: Tensor
 
 
+ADAPTED = ("code.importance.",)
+"""How names of tensors of a system's :class:`BlockCode` begin that importance is fitted into, where its errors are weighed."""
 KEPT = 64
 """Prices that tables are kept for."""
 
@@ -89,18 +93,20 @@ class BlockCode(nn.Module):
     """Classes of blocks, curves, and the allocation that joins them.
 
     Args:
-        classes, latents, rotated: as of :class:`BlockClasses`.
+        classes, latents, rotated: as of :class:`BlockClasses`. weighed: errors count by importance (:mod:`importance
+            <semcast.layers.importance>`), once :meth:`weigh` says how much.
     """
 
     levels: Tensor
     thresholds: Tensor
     powers: Tensor
 
-    def __init__(self, classes: int, latents: int, rotated: int) -> None:
+    def __init__(self, classes: int, latents: int, rotated: int, weighed: bool = False) -> None:
         super().__init__()
         self.blocks = BlockClasses(classes, latents, rotated)
+        self.importance = Importance(classes, latents) if weighed else None
         self.expansion = Expansion()
-        self.register_buffer("levels", torch.zeros(classes, latents, dtype=torch.int32))  # of variances, quarter dB
+        self.register_buffer("levels", torch.zeros(classes, latents, dtype=torch.int32))  # of weighed variances, quarter dB
         table = load((resources.files("semcast.layers") / "expansion.safetensors").read_bytes())
         self.register_buffer("thresholds", table["thresholds"].long(), persistent=False)  # (told, MAX_USES)
         self.register_buffer("powers", table["powers"].long(), persistent=False)  # (told, MAX_USES, DEPTH)
@@ -114,8 +120,17 @@ class BlockCode(nn.Module):
     def fit(self, frames: Tensor, iterations: int = 15) -> None:
         """Fit the classes to frames (N, 3, H, W), sides multiples of 16."""
         self.blocks.fit(frames, iterations)
-        decibels = 20 * torch.log10(self.blocks.std.clamp_min(1e-6))
-        self.levels.copy_((STEPS_PER_DB * decibels).round().to(torch.int32))
+        self.levels.copy_(self._variances())
+
+    def _variances(self) -> Tensor:
+        """(C, L) int32 in quarter decibels."""
+        return (STEPS_PER_DB * 20 * torch.log10(self.blocks.std.clamp_min(1e-6))).round().to(torch.int32)
+
+    def weigh(self, steps: Tensor) -> None:
+        """Let errors count by so many quarter decibels (C, L) from now on."""
+        assert self.importance is not None
+        self.importance.steps.copy_(steps)
+        self.levels.copy_(self._variances() + steps)
 
     # -- how many uses ---------------------------------------------------------------------------------------------------
 
@@ -213,7 +228,23 @@ class BlockCode(nn.Module):
         ends = REACH * std[:, : self.blocks.rotated][place][bent]
         reach = int(sent.any(0).nonzero().max()) + 1 if bool(sent.any()) else 0
         reach = max(reach, self.blocks.rotated)
-        return Priced(m, p, curve, sent.any(1), reach, weight, bias, directions, gains, bent, ends, owner[bent])
+        weighed = None
+        if self.importance is not None:
+            within, toll = self.importance.within(), sent * theta * m * p / variance
+            places, bends = (place.flatten().nonzero().flatten() for place in (turned > 0, turned > 1))
+            weighed = Weighed(
+                within * torch.where(sent, shrink, 1.0),
+                (sent * within * error).sum(1),
+                toll,
+                (sent * (price - theta) * m).sum(1),
+                places,
+                owner * toll[:, : self.blocks.rotated][place][:, None],
+                bends,
+                ends,
+                owner[bent] * within[:, : self.blocks.rotated][turned > 1][:, None],
+            )
+            reach = self.blocks.latents
+        return Priced(m, p, curve, sent.any(1), reach, weight, bias, directions, gains, bent, ends, owner[bent], weighed)
 
     # -- which class -----------------------------------------------------------------------------------------------------
 
@@ -284,6 +315,9 @@ class BlockCode(nn.Module):
 
         Only what a class sends makes a difference: of 128 coefficients in its own basis few are, at most prices.
         """
+        if priced.weighed is not None:
+            assert self.importance is not None
+            return weighed_costs(rows, self.blocks, self.importance, priced.weighed)
         M = self.blocks.rotated
         squares = (rows[:, :M] @ priced.sent.T).square_()
         rest = slice(M, min(priced.reach, rows.shape[1]))

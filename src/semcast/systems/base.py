@@ -55,7 +55,10 @@ class System(nn.Module, ABC):
         key_name: "system:preset" of the system that it holds in the attribute ``key`` for key frames, whose weights stand in a
             checkpoint of their own; "" for none, or one whose weights are part of its own checkpoint.
         batched: whether training takes several examples at a time.
+        adapted: how names of tensors begin that :meth:`adapt` fits, whatever weights training begins with.
         free_streams: names of streams that the paper gets for free; only honoured under ``assumed_free=True``.
+        task: what a stage of training lowers that serves another goal than watching, beside the distance of frames: the goal's
+            own distance, (B,).
         maps: where a transmitter that sends segmentation maps has them from, "" where it sends none. segmenter: what predicts
             them, (N, 3, H, W) in [0, 1] -> (N, H, W) int64.
     """
@@ -67,7 +70,9 @@ class System(nn.Module, ABC):
     modem_kind: Literal["ldpc", "capacity"] = "ldpc"
     key_name: str = ""
     batched: bool = True
+    adapted: tuple[str, ...] = ()
     free_streams: frozenset[str] = frozenset()
+    task: Callable[[Step, Decoded], Tensor] | None = None
     maps: Literal["", "predicted", "truth"] = ""
     segmenter: Callable[[Tensor], Tensor] | None = None
 
@@ -96,6 +101,9 @@ class System(nn.Module, ABC):
 
     def begin(self, options: Mapping[str, Any]) -> None:  # most systems train in one way throughout
         """A stage of training begins: its options, which decide what runs do until the next one begins."""
+
+    def adapt(self, clips: Tensor) -> None:  # most have nothing to adapt
+        """Fit to clips (N, t, 3, H, W) what the weights that training begins with, borrowed or fresh, do not have."""
 
     def lr_scale(self, parameter: str) -> float:
         """Factor on the learning rate of a parameter, by name; closed-form starts are best moved slowly."""

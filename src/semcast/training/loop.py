@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from semcast import checkpoint
 from semcast.errors import InputError
+from semcast.goals import GOALS
 from semcast.goals.targets import imitation_target
 from semcast.ledger import Ledger
 from semcast.link import Link
@@ -38,6 +39,8 @@ from semcast.transmit import run
 from semcast.types import Format, Step
 
 VALIDATION_SNR_DB, VALIDATION_EXAMPLES = 10.0, 12
+WATCHING = "watch"  # the goal that losses of systems serve by themselves
+ADAPTED_TO = 60  # clips that System.adapt sees
 DIGITS = 4  # of a score in the log
 
 
@@ -194,20 +197,25 @@ class SystemWork(Work):
 
     def initialise(self) -> None:
         """Weights to begin with where the schedule names some, else what the system fits to crops by itself."""
+        first = self.first
+        initialise = getattr(self.system, "initialise", None)
         if self.start:
             checkpoint.borrow(self.system, self.start)
-            return
-        initialise = getattr(self.system, "initialise", None)
-        if initialise is not None:
-            first = self.first
+        elif initialise is not None:
             draws = iter(CropSampler(self.kept, first.size, first.frames, 16, self.seed + 17, first.min_scale, 1, first.aspect))
             clips = torch.cat([next(draws) for _ in range(60 if first.frames == 1 else 30 // first.frames)])
             initialise(clips if first.frames > 1 else clips[:, 0])
+        if self.system.adapted:
+            sampler = CropSampler(
+                self.kept, first.size, first.frames, ADAPTED_TO, self.seed + 18, first.min_scale, first.mosaic, first.aspect
+            )
+            self.system.adapt(next(iter(sampler)))
 
     def enter(self, stage: Stage, rank: int) -> None:
         """Crops and links as the stage has them."""
         self.stage, self.rank = stage, rank
         self.system.begin(stage.options)
+        self.system.task = None if stage.goal == WATCHING else GOALS.get(stage.goal).distortion
         if "target" in stage.options:
             imitate = getattr(self.system, "imitate", None)
             if imitate is None:

@@ -11,7 +11,7 @@ from semcast.systems.base import System, SystemSpec
 from semcast.systems.conditions import load_condition
 from semcast.systems.dvst.config import ABLATIONS, Ablation
 
-PRESETS = ("small", "paper", *ABLATIONS)
+PRESETS = ("small", "paper", "ms-ssim", "segment", *ABLATIONS)
 
 
 def make(preset: str, condition: str) -> System:
@@ -20,7 +20,7 @@ def make(preset: str, condition: str) -> System:
 
     if preset not in PRESETS:
         raise UnknownNameError("preset of dvst", preset, PRESETS)
-    key = SYSTEMS.get("ntscc").make("paper" if preset == "paper" else "small", condition)
+    key = SYSTEMS.get("ntscc").make(preset if preset in ("paper", "ms-ssim") else "small", condition)
     if preset == "paper":
         from semcast.systems.dvst.paper import DvstPaper, PaperConfig
 
@@ -30,7 +30,8 @@ def make(preset: str, condition: str) -> System:
 
     ablation = ABLATIONS.get(preset, Ablation())
     made = ConstantRate if ablation.constant_rate else DvstSmall
-    system = made(SmallConfig(), key, load_condition(condition).gop, ablation)
+    config = SmallConfig(distortion="ms_ssim" if preset == "ms-ssim" else "mse")
+    system = made(config, key, load_condition(condition).gop, ablation)
     system.preset = preset
     return system
 

@@ -69,7 +69,8 @@ class SmallConfig:
         classes, latents, rotated: of the blocks of P-frames, as in NTSCC. fine_width, fine_blocks: channels and residual blocks
             of g_s, on the grid of 8x8 blocks. embedding: numbers that describe a class to it. key_offset_db: how much lower the
             price of a use is in the I-frame, per doubling of the group. run: P-frames whose side information shares a packet.
-        side_margin_db: how much worse than told the channel may be before P-frames are lost; I-frames bear more.
+        side_margin_db: how much worse than told the channel may be before P-frames are lost; I-frames bear more. distortion:
+            what frames are judged by, "mse" or "ms_ssim".
     """
 
     classes: int = 32
@@ -81,6 +82,7 @@ class SmallConfig:
     key_offset_db: float = 1.0
     run: int = 4
     side_margin_db: float = 1.0
+    distortion: Literal["mse", "ms_ssim"] = "mse"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.layers import block_motion
+from semcast.layers.importance import Tally
 from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
 from semcast.layers.side_rate import SideRate
 from semcast.systems.dvst.runs import Coded
 from semcast.systems.dvst.shares import Group
 from semcast.systems.dvst.small import DvstSmall, TxState
+from semcast.systems.offline import granted
+from semcast.systems.structural import structural_loss
 from semcast.types import Budget, Csi, Format, Step
 
 ROUNDS = 3
@@ -65,7 +68,7 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
         counter = Counter(system.config.classes)
         rng = random.Random(seed + turn)
         for clip in clips:
-            csi, budget = _granted(clip, rng.choice(SNR_DB), rng.choice(CBR))
+            csi, budget = granted(clip, rng.choice(SNR_DB), rng.choice(CBR))
             try:
                 runs = [] if turn == 0 else _runs(system, clip, csi, budget)
                 if turn == 0:
@@ -82,18 +85,26 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
             counter.store(system)
 
 
-def _granted(clip: Tensor, snr_db: float, cbr: float) -> tuple[Csi, Budget]:
-    """What a link would grant for a clip, about: packets at two thirds of capacity and a little framing."""
-    uses = round(cbr * clip.numel())
-
-    def rate(margin_db: float) -> float:
-        return math.log2(1 + 10 ** ((snr_db - margin_db) / 10)) / 1.5
-
-    def uses_for(sizes: list[int], mcs: str | None) -> int:
-        return sum(math.ceil(8 * size / float(mcs or rate(0.0))) + 30 for size in sizes)
-
-    budget = Budget(uses, uses, cbr, uses_for_packets=uses_for, robust_mcs=lambda margin_db: str(rate(margin_db)))
-    return Csi(torch.tensor([snr_db])), budget
+@torch.no_grad()
+def fit_importance(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
+    """Fit importance, for MS-SSIM, to P-frames of clips (N, t, 3, H, W), t >= 2, as they are sent while all errors count alike
+    and noise apart; then tables to what is sent with it."""
+    system.eval()
+    for turn in range(2):
+        tally, counter = Tally(system.code.blocks), Counter(system.config.classes)
+        rng = random.Random(seed + turn)
+        for clip in clips:
+            try:
+                runs = _runs(system, clip, *granted(clip, rng.choice(SNR_DB), rng.choice(CBR)))
+            except BudgetError:
+                continue
+            for begin, run in zip(range(1, len(clip), system.config.run), runs, strict=True):
+                counter.add(run)
+                for frame, coded in zip(clip[begin:, None], run, strict=False):
+                    tally.add(coded.reference[None], frame, coded.classes, partial(structural_loss, frames=frame))
+        if turn == 0:
+            system.code.weigh(tally.steps())
+    counter.store(system)
 
 
 def _key(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, share: float | None) -> tuple[Tensor, int, Group, TxState]:
@@ -104,9 +115,9 @@ def _key(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, share: float
     rate = SideRate(budget, budget.robust_mcs(system.config.side_margin_db))
     group = system.group_of(clip, told, rate)
     uses = round(share * budget.uses) if share else system.key_uses(group, budget, csi, state)
-    granted = replace(budget, uses=uses, nominal_uses=uses)
+    of_key = replace(budget, uses=uses, nominal_uses=uses)
     generator = torch.Generator().manual_seed(0)
-    payload, _, _ = system.key.eval().encode(Step(clip[None, :1]), state.key, csi, granted, generator=generator)
+    payload, _, _ = system.key.eval().encode(Step(clip[None, :1]), state.key, csi, of_key, generator=generator)
     return system.key_reference(payload, state, told, generator), budget.uses - uses, group, state
 
 

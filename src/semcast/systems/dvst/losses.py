@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from semcast.layers.warp import warp
-from semcast.metrics.structure import ms_ssim
 from semcast.systems.dvst.config import Plan
+from semcast.systems.structural import ms_ssim_error
 
 Note = Mapping[str, Tensor]
 Task = Callable[[Tensor], Tensor]
@@ -22,10 +22,7 @@ def distortion(shown: Tensor, frames: Tensor, plan: Plan) -> Tensor:
     """D of two (B, 3, H, W), (B,)."""
     if plan.distortion == "mse":
         return 255**2 * (shown - frames).square().flatten(1).mean(1)
-    shown = shown.clone()
-    if shown.requires_grad:  # a power of a contrast term that reached nought has no slope
-        shown.register_hook(lambda slope: slope.nan_to_num(0.0, 0.0, 0.0))
-    return 1 - ms_ssim(frames, shown)
+    return ms_ssim_error(shown, frames)
 
 
 def pictured(note: Note, before: Tensor, plan: Plan) -> Tensor:

@@ -21,6 +21,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ from semcast.systems.base import Side, System
 from semcast.systems.dvst.coding import CodedLink, no_motion
 from semcast.systems.dvst.config import PATCH, PaperConfig, Plan, read_plan
 from semcast.systems.dvst.inter import Draft, InterCoder, Reference
-from semcast.systems.dvst.losses import Task, frame_loss, pictured
+from semcast.systems.dvst.losses import frame_loss, pictured
 from semcast.systems.dvst.pretrain import pretrain_frame, pretrain_motion
 from semcast.systems.dvst.simulate import cost, loopback, unit_power
 from semcast.types import (
@@ -103,7 +104,6 @@ class DvstPaper(System):
         super().__init__()
         self.config, self.key = config, key
         self.inter = InterCoder(config)
-        self.task: Task | None = None
         self.begin({})
 
     def begin(self, options: Mapping[str, Any]) -> None:
@@ -433,7 +433,8 @@ class DvstPaper(System):
                 note = {**sent, **(aux["received"][t - 1] if aux["received"] else {})}
                 if "arrived" in note:
                     note["arrived"] = note["arrived"] * arrived
-                losses.append(frame_loss(note, frames[:, t], frames[:, t - 1], plan, rate_weight, self.task).mean())
+                task = None if self.task is None else partial(self._task_loss, result.step, t)
+                losses.append(frame_loss(note, frames[:, t], frames[:, t - 1], plan, rate_weight, task).mean())
                 shown_frame = pictured(note, frames[:, t - 1], plan).detach()
                 errors.append((shown_frame - frames[:, t]).square().flatten(1).mean(1))
                 for name in note:
@@ -444,6 +445,12 @@ class DvstPaper(System):
         psnr = (-10 * torch.log10(torch.stack(errors) + 1e-10)).mean()
         means = {name: torch.stack(values).mean() for name, values in rates.items()}
         return {"loss": torch.stack(losses).mean(), "psnr_rgb_db": psnr, **means}
+
+    def _task_loss(self, step: Step, t: int, shown: Tensor) -> Tensor:
+        """What the goal makes of frame t, shown as (B, 3, H, W): (B,)."""
+        assert self.task is not None
+        labels = {name: known[:, t : t + 1] for name, known in step.labels.items()}
+        return self.task(Step(step.frames[:, t : t + 1], labels), Decoded(frames=shown[:, None]))
 
 
 def _uses(choice: Choice) -> int:

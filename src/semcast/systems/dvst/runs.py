@@ -22,7 +22,8 @@ class Coded:
     Attributes:
         motion: of its blocks. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
             coded. price: of a use, in quarter decibels. shift: decibels that the curves are shifted by. gain: amplitude, see
-            :func:`amplitude_of`. receive: what a receiver without noise makes of it.
+            :func:`amplitude_of`. coder: side information of the packet up to this frame, until the next one's is added.
+            receive: what a receiver without noise makes of it.
     """
 
     motion: Motion
@@ -32,6 +33,7 @@ class Coded:
     price: int
     shift: int
     gain: int
+    coder: RunEncoder
     receive: Callable[[], Tensor]
 
     @cached_property

@@ -29,7 +29,7 @@ from torch import Tensor
 from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
 from semcast.layers.block_classes import BLOCK
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
+from semcast.layers.block_code import ADAPTED, STEPS_PER_DB, BlockCode, Plan
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions
 from semcast.layers.side_coder import (
@@ -38,7 +38,6 @@ from semcast.layers.side_coder import (
     Tables,
     decode_run,
     earlier_context,
-    encode_run,
     groups,
     spatial_context,
 )
@@ -61,6 +60,7 @@ from semcast.systems.dvst.runs import (
 )
 from semcast.systems.dvst.shares import Group, closing_draft
 from semcast.systems.dvst.synthesis import Synthesis
+from semcast.systems.structural import structural_run_loss
 from semcast.types import (
     Analog,
     Aux,
@@ -101,6 +101,8 @@ class RxState:
     last: Tensor | None = None
 
 
+KEYS = {"mse": "ntscc:small", "ms_ssim": "ntscc:ms-ssim"}
+"""Key-frame system of every distortion."""
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
 FAR_BELOW, FAR_ABOVE = -0.7, 0.4
@@ -128,7 +130,9 @@ class DvstSmall(System):
         super().__init__()
         self.config, self.frames_per_step, self.ablation = config, gop, ablation
         self.key = key
-        self.code = BlockCode(config.classes, config.latents, config.rotated)
+        weighed = config.distortion != "mse"
+        self.code = BlockCode(config.classes, config.latents, config.rotated, weighed)
+        self.key_name, self.adapted = KEYS[config.distortion], ADAPTED if weighed else ()
         for name, table in block_motion.Counts.rough()._asdict().items():
             self.register_buffer(f"motion_{name}", torch.from_numpy(table.astype(np.int32)))
         self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
@@ -193,14 +197,10 @@ class DvstSmall(System):
         for run in runs:
             head = Run(told, at, [(coded.price, coded.shift, coded.gain) for coded in run])
             at += sum(len(coded.symbols) for coded in run) // 2
-            packets.append(Packet(pack_run(head) + self._side(run) if run else b"", mcs=rate.mcs))
+            packets.append(Packet(pack_run(head) + run[-1].coder.data() if run else b"", mcs=rate.mcs))
         streams["side"] = Digital([packets])
         streams["latent"] = Analog(spread(as_complex(symbols[None] / math.sqrt(2))))
         return streams, state, aux
-
-    def _side(self, run: Sequence[Coded]) -> bytes:
-        told = [(coded.motion, coded.classes.numpy()) for coded in run]
-        return encode_run(told, self.tables, moving=self.ablation.motion_link)
 
     def group_of(self, frames: Tensor, told: int, rate: SideRate) -> Group:
         """A group (T, 3, H, W), ready to be shared out."""
@@ -327,7 +327,8 @@ class DvstSmall(System):
             picture = self._reconstruct(predicted.context, symbols, noise, amplitude_of(gain), classes, busy, plan, conditions)
             return picture[0].clamp(0, 1)
 
-        return Coded(predicted.motion, classes, symbols, predicted.difference, draft.price, shift, gain, receive)
+        motion, difference = predicted.motion, predicted.difference
+        return Coded(motion, classes, symbols, difference, draft.price, shift, gain, draft.coder, receive)
 
     def _context(self, left: Tensor, up: Tensor) -> Tensor:
         context: Tensor = spatial_context(self.group[left], self.group[up])
@@ -452,14 +453,28 @@ class DvstSmall(System):
 
         fit(self, clips)
 
-    def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Mean over P-frames of MSE^p (eq. 24, the rate being met exactly): gradients pass from frame to frame of a group.
+    def adapt(self, clips: Tensor) -> None:
+        """Where errors are weighed, fit how much to clips (N, t, 3, H, W), and tables to what is sent then."""
+        if self.config.distortion != "mse":
+            from semcast.systems.dvst.fit import fit_importance
 
-        ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the busiest clips own, and PSNR (p -> 0).
+            fit_importance(self, clips)
+
+    def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Mean over P-frames of MSE^p, or of MS-SSIM in decibels (eq. 24, the rate being met exactly).
+
+        Gradients pass from frame to frame of a group. ``stage["power"]`` is p, 0.5 by default: between MSE (p = 1), which the
+        busiest clips own, and PSNR (p -> 0). Where training serves a task (section IV-C), its loss over all frames of the group
+        is added, times ``stage["task_weight"]``, 1 by default.
         """
         result = run[0]
         assert result.decoded.frames is not None
+        more = 0.0 * self.g_s.head.weight.sum()  # where all packets were lost there is nothing else to learn from
+        if self.task is not None:
+            more = more + float(stage.get("task_weight", 1.0)) * self.task(result.step, result.decoded).mean()
+        if self.config.distortion == "ms_ssim":
+            terms = structural_run_loss(result, first=1)
+            return terms | {"loss": terms["loss"] + more}
         mse = (result.decoded.frames - result.step.frames)[:, 1:].square().flatten(2).mean(2)
         loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
-        loss = loss + 0.0 * self.g_s.head.weight.sum()  # where all packets were lost there is nothing else to learn from
-        return {"loss": loss, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+        return {"loss": loss + more, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}

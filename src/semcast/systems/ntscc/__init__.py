@@ -10,13 +10,17 @@ from semcast.errors import UnknownNameError
 from semcast.systems.base import System, SystemSpec
 from semcast.systems.ntscc.small import NtsccSmall, SmallConfig
 
-PRESETS = ("small", "paper")
+PRESETS = ("small", "paper", "ms-ssim")
 
 
 def make(preset: str, condition: str) -> System:
     """Build a preset with fresh weights."""
     if preset == "small":
         return NtsccSmall(SmallConfig())
+    if preset == "ms-ssim":
+        system = NtsccSmall(SmallConfig(distortion="ms_ssim"))
+        system.preset = preset
+        return system
     if preset == "paper":
         from semcast.systems.ntscc.paper import NtsccPaper, PaperConfig
 

@@ -15,7 +15,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.layers.block_classes import BLOCK, decode_classes, encode_classes, side_margin_db
-from semcast.layers.block_code import BlockCode, Plan, joined
+from semcast.layers.block_code import ADAPTED, BlockCode, Plan, joined
 from semcast.layers.blocks import pad_to
 from semcast.layers.fair_loss import fair_loss, reference_mse
 from semcast.layers.motion import dense_flow
@@ -34,6 +34,7 @@ from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
 from semcast.layers.warp import warp
 from semcast.systems.base import Side, System
+from semcast.systems.structural import structural_run_loss
 from semcast.types import (
     Analog,
     Aux,
@@ -62,7 +63,7 @@ class SmallConfig:
         classes: of 16x16 blocks. latents: real coefficients per block at most (L). rotated: of them turned into a class's own
             KLT. width, fine_width, finish_width: channels of g_s on the grid of blocks, on that of half blocks after it, and on
             that of pixels two by two at last. decoder_blocks, fine_blocks, finish_blocks: residual blocks on these. embedding:
-            numbers that describe a class.
+            numbers that describe a class. distortion: what pictures are judged by, "mse" or "ms_ssim".
     """
 
     classes: int = 32
@@ -75,6 +76,7 @@ class SmallConfig:
     finish_width: int = 32
     finish_blocks: int = 4
     embedding: int = 16
+    distortion: Literal["mse", "ms_ssim"] = "mse"
 
 
 class State(NamedTuple):
@@ -99,7 +101,9 @@ class NtsccSmall(System):
     def __init__(self, config: SmallConfig) -> None:
         super().__init__()
         self.config = config
-        self.code = BlockCode(config.classes, config.latents, config.rotated)
+        weighed = config.distortion != "mse"
+        self.code = BlockCode(config.classes, config.latents, config.rotated, weighed)
+        self.adapted = ADAPTED if weighed else ()
         self.register_buffer("std", torch.ones(config.latents))
         self.g_s = Synthesis(
             latents=config.latents,
@@ -252,12 +256,19 @@ class NtsccSmall(System):
         with torch.no_grad():
             self.std.copy_(self.code.blocks.analyse(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
 
+    def adapt(self, clips: Tensor) -> None:
+        """Where errors are weighed, fit how much to the first frames of clips (N, t, 3, H, W)."""
+        if self.config.distortion != "mse":
+            from semcast.systems.ntscc.fit import fit_importance
+
+            fit_importance(self, clips[:, 0])
+
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
-        """A power of the MSE, over what SNR and rate cost: :func:`~semcast.layers.fair_loss.fair_loss`.
+        """A power of the MSE, over what SNR and rate cost: :func:`~semcast.layers.fair_loss.fair_loss`; or MS-SSIM in decibels.
 
         The rate is not in the loss: the allocation meets the budget exactly, at the best distortion for the classes.
         """
-        return fair_loss(run[0], stage)
+        return fair_loss(run[0], stage) if self.config.distortion == "mse" else structural_run_loss(run[0])
 
 
 def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
