@@ -12,7 +12,11 @@ from study_rows import part_rows, read_list
 from semcast.studies.rows import Row
 
 SMALL = "dvst:small"
-ABLATIONS = ("no-motion", "constant-rate", "residual", "no-gop")
+CLOSED, TRAINED = ("no-motion", "constant-rate"), ("residual", "no-gop")
+"""Ablations that run on the weights of `small`, and those that were trained."""
+BESIDE = "trained"
+"""Folder with the rows of the latter, and of a `small` that was trained as they were."""
+QUALITIES = ("ms_ssim_rgb_db", "psnr_rgb_db")
 PICTURE = "../images/dvst-pictures.png"
 """Beside the card."""
 
@@ -62,10 +66,12 @@ def time_ratio(entries: Sequence[Mapping[str, Any]], test: str, anchor: str) -> 
 def figures(folder: Path) -> tuple[dict[str, float | None], dict[str, str], list[Row]]:
     """Values and tables that `cards/dvst.yaml` names, and the rows behind them."""
     ablations, segment, pictures = (part_rows(folder, part) for part in ("ablations", "segment", "pictures"))
+    trained = part_rows(folder / BESIDE, "ablations")
     timed = read_list(folder / "time.json")
     targets = sorted({row.cbr_target for row in ablations if row.cbr_target})
     ends = (targets[0], targets[-1]) if targets else (None, None)
-    values: dict[str, float | None] = {f"{preset} loss": loss(ablations, preset) for preset in ABLATIONS}
+    values: dict[str, float | None] = {f"{preset} loss": loss(ablations, preset) for preset in CLOSED}
+    values |= {f"{preset} loss": loss(trained, preset) for preset in TRAINED}
     low, high = (loss(ablations, "constant-rate", target=end) if end else None for end in ends)
     values |= {"constant-rate loss high": high, "constant-rate loss grows": minus(high, low)}
     values["segment tuned miou"] = over_rates(segment, "dvst:segment", SMALL, "miou")
@@ -78,7 +84,8 @@ def figures(folder: Path) -> tuple[dict[str, float | None], dict[str, str], list
             pair = [at_point(pictures, name, float(snr_db)) for name in (SMALL, anchor)]
             values[f"picture {anchor} {snr_db}"] = minus(*pair)
     values |= {"time dcvc": time_ratio(timed, SMALL, "dcvc-ldpc"), "time paper": time_ratio(timed, "dvst:paper", "h265-ldpc")}
-    tables = {f"ablations {key}": quality_table(ablations, key, "cbr_target") for key in ("ms_ssim_rgb_db", "psnr_rgb_db")}
+    both = (("ablations", ablations), ("trained ablations", trained))
+    tables = {f"{name} {key}": quality_table(rows, key, "cbr_target") for key in QUALITIES for name, rows in both}
     tables |= {"segment miou": labels_table(segment), "segment psnr": quality_table(segment, "psnr_rgb_db", "cbr_target")}
     tables |= {"time": time_table(timed), "pictures": quality_table(pictures, "psnr_rgb_db", "snr_db")}
     shown = "One moment of a rendered scene, cropped: the original, DVST, H.264 and H.265"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +19,7 @@ from semcast.systems.base import System
 from semcast.transmit import run
 from semcast.types import Format, Step, StepResult
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -111,3 +114,10 @@ def data_dir() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"real clips are not here ({DATA})")
     return DATA
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A benchmark's module by name; scripts find each other beside themselves, so their folder is on the path meanwhile."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -15,19 +13,10 @@ from semcast.studies.session import Loaded, Radio, transmit_clip
 from semcast.systems import SYSTEMS
 from semcast.video.scenes import open_scene
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def study() -> Iterator[ModuleType]:
-    """The script's module; scripts find each other beside themselves, so its folder is on the path meanwhile."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import dvst_study
-
-        yield dvst_study
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def study(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("dvst_study")
 
 
 def test_the_transmitter_s_reference_is_better_than_what_noise_leaves(study: ModuleType) -> None:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def bench() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import reproduction
-
-        yield reproduction
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def bench(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("reproduction")
 
 
 def entry(label: str, miou: float, **more: object) -> dict[str, object]:

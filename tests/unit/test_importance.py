@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,6 @@ from semcast.layers.block_classes import BlockClasses
 from semcast.layers.block_code import BlockCode
 from semcast.layers.importance import SHARE, STRONGEST, Importance, Tally
 from semcast.metrics.structure import ms_ssim, ms_ssim_db
-from semcast.systems.dvst import fit as dvst_fit
 from semcast.systems.dvst.small import DvstSmall
 from semcast.systems.ntscc.small import NtsccSmall
 
@@ -126,18 +124,16 @@ def test_ntscc_adapted_to_ms_ssim_raises_it_and_lowers_psnr() -> None:
     assert errors[1] > errors[0]
 
 
-def test_dvst_adapts_on_key_frames_that_do_and_its_tables_follow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dvst_fit, "CBR", (0.1,))
-    monkeypatch.setattr(dvst_fit, "SNR_DB", (10.0,))
-    system = DvstSmall(replace(DVST, distortion="ms_ssim"), structural_ntscc(), 4)
+def test_dvst_for_ms_ssim_gains_by_its_key_frames() -> None:
+    """Frames after a key frame that errs where it counts least are better too, whatever P-frames are coded by."""
+    key = structural_ntscc()
+    key.adapt(torch.stack([scene(name, 4, 160, 128) for name in FITTED_ON])[:, ::3].flatten(0, 1)[:, None])
+    system = DvstSmall(replace(DVST, distortion="ms_ssim", key_offset_db=3.0), key, 4)
     own = {name: tensor for name, tensor in tiny_dvst().state_dict().items() if not name.startswith("key.")}
     system.load_state_dict(own, strict=False)
-    before = copy.deepcopy(system.state_dict())
-    system.adapt(torch.stack([scene(name, 3, 160, 128) for name in FITTED_ON[:2]]))
-    changed = [name for name, tensor in system.state_dict().items() if not torch.equal(tensor, before[name])]
-    assert {"code.importance.steps", "code.levels", "often"} <= set(changed)
-    assert not any(name.startswith(("key.", "g_s.", "code.blocks.")) for name in changed)
-    assert shown(system, scene("coffee-pan", 4, 160, 128), 0.08).shape == (4, 3, 128, 160)
+    clip = scene("coffee-pan", 4, 160, 128)
+    quality = [ms_ssim_db(ms_ssim(clip, shown(one, clip, 0.06))).mean() for one in (tiny_dvst(), system.eval())]
+    assert float(quality[1]) > float(quality[0]) + 0.1
 
 
 def test_key_frames_are_those_of_the_same_distortion() -> None:

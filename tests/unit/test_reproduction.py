@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,20 +11,12 @@ import pytest
 
 from semcast.studies.rows import Row, write_json
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CBRS = (0.01, 0.02, 0.04, 0.08)
 
 
 @pytest.fixture
-def bench() -> Iterator[ModuleType]:
-    """The script's module; scripts find each other beside themselves, so its folder is on the path meanwhile."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import reproduction
-
-        yield reproduction
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def bench(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("reproduction")
 
 
 def make(system: str, cbr: float, psnr_db: float, **values: object) -> Row:

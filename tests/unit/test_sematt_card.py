@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,20 +10,10 @@ import pytest
 
 from semcast.studies.rows import Row, write_json
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def bench() -> Iterator[tuple[ModuleType, ModuleType]]:
-    """The scripts' modules; they find each other beside themselves."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import reproduction
-        import sematt_numbers
-
-        yield reproduction, sematt_numbers
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def bench(script: Callable[[str], ModuleType]) -> tuple[ModuleType, ModuleType]:
+    return script("reproduction"), script("sematt_numbers")
 
 
 def row(system: str, snr_db: float, psnr_db: float, lpips: float, hits: int, **values: object) -> Row:

@@ -101,6 +101,8 @@ class Ablation:
     constant_rate: bool = False
 
 
+STRUCTURAL = SmallConfig(distortion="ms_ssim", key_offset_db=3.0)
+"""Preset ``ms-ssim``: I-frames whose errors are weighed are worth more to the frames after them."""
 ABLATIONS = {
     "no-motion": Ablation(motion_link=False),
     "constant-rate": Ablation(constant_rate=True),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,14 +12,12 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.layers import block_motion
-from semcast.layers.importance import Tally
 from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
 from semcast.layers.side_rate import SideRate
 from semcast.systems.dvst.runs import Coded
 from semcast.systems.dvst.shares import Group
 from semcast.systems.dvst.small import DvstSmall, TxState
 from semcast.systems.offline import granted
-from semcast.systems.structural import structural_loss
 from semcast.types import Budget, Csi, Format, Step
 
 ROUNDS = 3
@@ -83,28 +80,6 @@ def fit(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
             system.code.fit(torch.stack(differences), 12)
         if turn:
             counter.store(system)
-
-
-@torch.no_grad()
-def fit_importance(system: DvstSmall, clips: Tensor, seed: int = 0) -> None:
-    """Fit importance, for MS-SSIM, to P-frames of clips (N, t, 3, H, W), t >= 2, as they are sent while all errors count alike
-    and noise apart; then tables to what is sent with it."""
-    system.eval()
-    for turn in range(2):
-        tally, counter = Tally(system.code.blocks), Counter(system.config.classes)
-        rng = random.Random(seed + turn)
-        for clip in clips:
-            try:
-                runs = _runs(system, clip, *granted(clip, rng.choice(SNR_DB), rng.choice(CBR)))
-            except BudgetError:
-                continue
-            for begin, run in zip(range(1, len(clip), system.config.run), runs, strict=True):
-                counter.add(run)
-                for frame, coded in zip(clip[begin:, None], run, strict=False):
-                    tally.add(coded.reference[None], frame, coded.classes, partial(structural_loss, frames=frame))
-        if turn == 0:
-            system.code.weigh(tally.steps())
-    counter.store(system)
 
 
 def _key(system: DvstSmall, clip: Tensor, csi: Csi, budget: Budget, share: float | None) -> tuple[Tensor, int, Group, TxState]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
 from semcast.layers.block_classes import BLOCK
-from semcast.layers.block_code import ADAPTED, STEPS_PER_DB, BlockCode, Plan
+from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions
 from semcast.layers.side_coder import (
@@ -130,9 +130,8 @@ class DvstSmall(System):
         super().__init__()
         self.config, self.frames_per_step, self.ablation = config, gop, ablation
         self.key = key
-        weighed = config.distortion != "mse"
-        self.code = BlockCode(config.classes, config.latents, config.rotated, weighed)
-        self.key_name, self.adapted = KEYS[config.distortion], ADAPTED if weighed else ()
+        self.code = BlockCode(config.classes, config.latents, config.rotated)
+        self.key_name = KEYS[config.distortion]
         for name, table in block_motion.Counts.rough()._asdict().items():
             self.register_buffer(f"motion_{name}", torch.from_numpy(table.astype(np.int32)))
         self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
@@ -452,13 +451,6 @@ class DvstSmall(System):
         from semcast.systems.dvst.fit import fit
 
         fit(self, clips)
-
-    def adapt(self, clips: Tensor) -> None:
-        """Where errors are weighed, fit how much to clips (N, t, 3, H, W), and tables to what is sent then."""
-        if self.config.distortion != "mse":
-            from semcast.systems.dvst.fit import fit_importance
-
-            fit_importance(self, clips)
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """Mean over P-frames of MSE^p, or of MS-SSIM in decibels (eq. 24, the rate being met exactly).
