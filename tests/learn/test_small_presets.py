@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from semcast import checkpoint
+from semcast.goals import GOALS
 from semcast.systems.base import System
 from semcast.systems.dvst import fit as dvst_fit
 from semcast.systems.dvst.config import ABLATIONS
@@ -16,7 +20,7 @@ from semcast.systems.dvst.small import SmallConfig as DvstConfig
 from semcast.systems.ntscc.small import NtsccSmall
 from semcast.systems.ntscc.small import SmallConfig as NtsccConfig
 from semcast.training.data import Corpus
-from semcast.training.loop import Progress, train
+from semcast.training.loop import Progress, SystemWork, train
 from semcast.training.schedule import Schedule, Stage, load_schedule
 from semcast.video.scenes import open_scene
 
@@ -81,10 +85,42 @@ def test_a_dozen_steps_lower_the_loss(
     assert "g_s.head.weight" in moved
 
 
+def test_a_stage_that_serves_another_goal_gets_its_loss_and_the_next_does_not(corpus: Corpus) -> None:
+    system = NtsccSmall(NTSCC)
+    schedule = plan("ntscc", 1)
+    work = SystemWork(system, corpus, schedule)
+    (stage,) = schedule.stages
+    work.enter(stage.model_copy(update={"goal": "segment"}), 0)
+    assert system.task == GOALS.get("segment").distortion
+    work.enter(stage, 0)
+    assert system.task is None
+
+
+def test_weights_to_begin_with_are_adapted(corpus: Corpus, tmp_path: Path) -> None:
+    """Training for MS-SSIM takes over all of the weights for MSE, and fits importance, which they do not have."""
+    clips = torch.stack([torch.from_numpy(clip).movedim(-1, 1).float()[:, :, :80, :80] / 255 for clip in corpus.clips])
+    start = checkpoint.save(fitted("ntscc", clips), tmp_path / "start", {})
+    system = NtsccSmall(replace(NTSCC, distortion="ms_ssim"))
+    SystemWork(system, corpus, plan("ntscc", 1).model_copy(update={"start": str(start)})).initialise()
+    begun = load_file(start / "model.safetensors")
+    own = system.state_dict()
+    assert {name for name in own if name not in begun} == {"code.importance.steps"}
+    changed = {name for name in begun if not torch.equal(own[name].float(), begun[name].float())}
+    assert changed == {"code.levels"}
+    assert bool(own["code.importance.steps"].any())
+
+
 def test_the_shipped_schedules_are_valid() -> None:
-    for name, frames in (("ntscc", 1), ("dvst", 4)):
-        schedule = load_schedule(name, "small")
-        assert (schedule.system, schedule.preset) == (name, "small")
+    presets = [
+        ("ntscc", "small", 1),
+        ("ntscc", "ms-ssim", 1),
+        ("dvst", "small", 4),
+        ("dvst", "ms-ssim", 4),
+        ("dvst", "segment", 4),
+    ]
+    for name, preset, frames in presets:
+        schedule = load_schedule(name, preset)
+        assert (schedule.system, schedule.preset) == (name, preset)
         assert all(stage.frames == frames for stage in schedule.stages)
         assert max(max(stage.cbr) for stage in schedule.stages) <= 0.125
 

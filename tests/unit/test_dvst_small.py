@@ -301,6 +301,21 @@ def test_the_loss_trains_the_receiver_and_nothing_else(system: DvstSmall) -> Non
     assert not system.key.training
 
 
+def test_what_a_task_makes_of_the_frames_is_added(system: DvstSmall) -> None:
+    """Of all frames as shown, times its weight; and it is learned from."""
+    result = trained_on(system, CLIP[:4])
+    plain = system.loss([result], "segment", {})["loss"]
+    try:
+        system.task = lambda step, decoded: (decoded.frames - step.frames).abs().flatten(1).mean(1)  # type: ignore[operator]
+        both = system.loss([result], "segment", {"task_weight": 50.0})["loss"]
+    finally:
+        system.task = None
+    error = float((result.decoded.frames.detach() - result.step.frames).abs().mean())
+    assert float((both - plain).detach()) == pytest.approx(50 * error, rel=1e-3)
+    (slope,) = torch.autograd.grad(both - plain, system.g_s.head.weight)
+    assert bool(slope.any())
+
+
 def test_a_batch_whose_packets_were_all_lost_can_still_be_stepped_on(system: DvstSmall) -> None:
     result = trained_on(system, CLIP[:4])
     frames = result.decoded.frames.detach()
