@@ -7,7 +7,7 @@ class, as
 
 both turned into the coefficients of the class. With w the distortion of a coefficient is w v / G_m(p) in place of v / G_m(p)
 (:mod:`semcast.layers.block_code`), so channel uses and power go where the goal looks: MS-SSIM to calm blocks and to low
-frequencies, a segmenter to what tells its classes apart. Both ends know w, as they know the variances v.
+frequencies. Both ends know w, as they know the variances v.
 """
 
 from __future__ import annotations

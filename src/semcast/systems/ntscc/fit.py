@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from semcast.layers.block_classes import BLOCK
 from semcast.layers.importance import Tally
 from semcast.layers.symbols import unit_power
 from semcast.systems.ntscc.small import NtsccSmall, parse
@@ -45,8 +46,8 @@ def _sent(system: NtsccSmall, frame: Tensor, snr_db: float, cbr: float, generato
     rx = RxAnalog(latent.x + noise, torch.ones_like(latent.x), torch.full(latent.x.shape, deviation**2))
     received: Received = {"hyperprior": [[data]], "latent": rx}
     decoded, _, _ = system.decode(received, system.start(fmt, "rx"), 1, generator=generator)
-    h, w = (side // 16 for side in frame.shape[-2:])
-    parsed = parse(data, h, w, system.code.blocks.frequencies.numpy())
+    h, w = frame.shape[-2:]
+    parsed = parse(data, h // BLOCK, w // BLOCK, system.code.blocks.frequencies.numpy())
     assert decoded.frames is not None
     assert parsed is not None
     return decoded.frames[:, 0], parsed[3][0]
