@@ -17,6 +17,7 @@ from torch import Tensor
 from semcast.ledger import Ledger
 from semcast.link import Link
 from semcast.studies.session import Radio, load_system, transmit_clip
+from semcast.systems import SYSTEMS
 from semcast.systems.dvst.small import UNIT, Coded, DvstSmall, Run, pack_run, unpack_run
 from semcast.transmit import run
 from semcast.types import Analog, Format, RxAnalog, Step
@@ -85,6 +86,11 @@ def test_quality_rises_with_snr_and_with_rate(system: DvstSmall, hold: Hold) -> 
 def test_groups_beat_frames_on_their_own(system: DvstSmall, hold: Hold) -> None:
     """What a P-frame takes from the frame before is not sent again: better than the key-frame system for the same uses."""
     assert hold(system, CLIP, cbr=0.05).psnr_db > hold(system.key, CLIP, cbr=0.05).psnr_db + 0.5
+
+
+@pytest.mark.parametrize(("condition", "frames"), [("dvst-paper", 4), ("strong", 16), ("offline", 16)])
+def test_groups_are_those_of_the_condition_or_shorter(condition: str, frames: int) -> None:
+    assert SYSTEMS.get("dvst").make("small", condition).frames_per_step == frames
 
 
 @torch.no_grad()

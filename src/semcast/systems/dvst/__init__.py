@@ -9,7 +9,7 @@ from __future__ import annotations
 from semcast.errors import UnknownNameError
 from semcast.systems.base import System, SystemSpec
 from semcast.systems.conditions import load_condition
-from semcast.systems.dvst.config import ABLATIONS, STRUCTURAL, Ablation
+from semcast.systems.dvst.config import ABLATIONS, LONGEST, STRUCTURAL, Ablation
 
 PRESETS = ("small", "paper", "ms-ssim", "segment", *ABLATIONS)
 
@@ -31,7 +31,7 @@ def make(preset: str, condition: str) -> System:
     ablation = ABLATIONS.get(preset, Ablation())
     made = ConstantRate if ablation.constant_rate else DvstSmall
     config = STRUCTURAL if preset == "ms-ssim" else SmallConfig()
-    system = made(config, key, load_condition(condition).gop, ablation)
+    system = made(config, key, min(load_condition(condition).gop, LONGEST), ablation)
     system.preset = preset
     return system
 

@@ -101,6 +101,8 @@ class Ablation:
     constant_rate: bool = False
 
 
+LONGEST = 16
+"""Frames of a group of ``small`` at most: what is predicted from keeps its noise until the next I-frame."""
 STRUCTURAL = SmallConfig(distortion="ms_ssim", key_offset_db=3.0)
 """Preset ``ms-ssim``: I-frames whose errors are weighed are worth more to the frames after them."""
 ABLATIONS = {
