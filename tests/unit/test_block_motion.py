@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import constriction
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 from semcast.layers import block_motion
 from semcast.layers.block_motion import LIMIT, PER_PIXEL, SPAN, SYMBOLS, Counts, Motion, compensate, estimate, predictions
 
-constriction = pytest.importorskip("constriction")
 Clip = Callable[..., Tensor]
 
 

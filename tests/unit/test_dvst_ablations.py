@@ -136,8 +136,7 @@ def test_without_groups_no_gradient_passes_from_frame_to_frame() -> None:
 def test_closed_form_ablations_run_on_the_weights_of_small(tmp_path: Path) -> None:
     spec = SYSTEMS.get("dvst")
     folder = checkpoint.shipped("dvst", "small")
-    if folder is None:
-        pytest.skip("no weights of dvst:small come with the package")
+    assert folder is not None
     for preset in ABLATIONS:
         if preset in spec.lenders:
             system, digest = checkpoint.make_system(f"dvst:{preset}")

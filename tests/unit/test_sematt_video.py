@@ -353,8 +353,6 @@ def test_maps_that_are_not_there_are_a_fault_of_the_input(tiny: SemAttVideo) -> 
 
 
 def shipped(preset: str) -> SemAttVideo:
-    if checkpoint.shipped("sematt-video", preset) is None:
-        pytest.skip("no weights come with the package")
     system, _ = checkpoint.make_system(f"sematt-video:{preset}")
     assert isinstance(system, SemAttVideo)
     return system

@@ -11,8 +11,6 @@ from semcast.layers import block_motion
 from semcast.layers.block_motion import LIMIT, SPAN, Motion
 from semcast.layers.side_coder import CLASS_CONTEXTS, GROUPS, Tables, class_contexts, decode_run, encode_run, groups
 
-pytest.importorskip("constriction")
-
 CLASSES = 8
 H, W = 5, 7
 Run = list[tuple[Motion, np.ndarray]]

@@ -107,13 +107,19 @@ class BlockClasses(nn.Module):
 
     def classify_rows(self, rows: Tensor) -> Tensor:
         """(N, L) -> (N,), the likeliest class: of its own variances in its own basis."""
-        variance, M = self.std.square() + self.floor, self.rotated
-        weight = 1 / variance
-        score = rows[:, M:].square() @ weight[:, M:].T + variance.log().sum(1)
-        if M:
-            turned = F.linear(rows[:, :M], self.rotations.flatten(0, 1)).square_().unflatten(1, (-1, M)).movedim(1, 0)
-            score = score + (turned @ weight[:, :M, None])[..., 0].T
-        return score.argmin(1)
+        variance = self.std.square() + self.floor
+        return self.weighed(rows, self.energies(rows), 1 / variance, variance.log().sum(1)).argmin(1)
+
+    def energies(self, rows: Tensor) -> Tensor:
+        """Squares of the rotated coefficients of blocks (N, L) in every class's own basis, class by class: (N, C rotated)."""
+        M = self.rotated
+        return F.linear(rows[:, :M], self.rotations.flatten(0, 1)).square_() if M else rows[:, :0]
+
+    def weighed(self, rows: Tensor, energies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Sums of weighed squares in every class, weights (C, L), plus biases (C,): (N, C); of blocks (N, L), their energies."""
+        M = self.rotated
+        score = rows[:, M:].square() @ weight[:, M:].T + bias
+        return score + (energies.unflatten(1, (-1, M)).movedim(1, 0) @ weight[:, :M, None])[..., 0].T if M else score
 
     def rotate(self, rows: Tensor, classes: Tensor, *, back: bool = False) -> Tensor:
         """Turn (N, L) coefficients of blocks of these classes (N,) into their classes' own bases, or back."""

@@ -261,7 +261,7 @@ class BlockCode(nn.Module):
             return torch.zeros(h, w, dtype=torch.int64)
         likely = self.blocks.classify_rows(rows)
         price = self.price_of(likely, uses, snr_db)
-        cost = self._block_costs(rows, self.priced(price, self.told_index(snr_db))).reshape(h, w, -1)
+        cost = self._block_costs(rows, self.priced(price, self.told_index(snr_db)), likely).reshape(h, w, -1)
         bits = _lengths(self.blocks.frequencies) * self.bit_price(price, bits_per_use)
         return refine(cost, bits, likely.reshape(h, w))
 
@@ -310,14 +310,16 @@ class BlockCode(nn.Module):
         """What a bit of side information costs at a price of a use, in squared pixel values."""
         return 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
 
-    def _block_costs(self, rows: Tensor, priced: Priced) -> Tensor:
+    def _block_costs(self, rows: Tensor, priced: Priced, likely: Tensor | None = None) -> Tensor:
         """Distortion plus priced uses and power of blocks (N, L) in every class, less what they have for energy: (N, C).
 
-        Only what a class sends makes a difference: of 128 coefficients in its own basis few are, at most prices.
+        Only what a class sends makes a difference: of 128 coefficients in its own basis few are, at most prices. Where errors
+        are weighed everything does, and the ``likely`` classes (N,), if known already, need not be found again.
         """
         if priced.weighed is not None:
             assert self.importance is not None
-            return weighed_costs(rows, self.blocks, self.importance, priced.weighed)
+            likely = self.blocks.classify_rows(rows) if likely is None else likely
+            return weighed_costs(rows, likely, self.blocks, self.importance, priced.weighed)
         M = self.blocks.rotated
         squares = (rows[:, :M] @ priced.sent.T).square_()
         rest = slice(M, min(priced.reach, rows.shape[1]))

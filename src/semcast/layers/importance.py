@@ -77,23 +77,16 @@ class Weighed(NamedTuple):
     lost: Tensor
 
 
-def weighed_costs(rows: Tensor, blocks: BlockClasses, importance: Importance, weighed: Weighed) -> Tensor:
+def weighed_costs(rows: Tensor, likely: Tensor, blocks: BlockClasses, importance: Importance, weighed: Weighed) -> Tensor:
     """Weighed distortion plus priced uses and power of blocks (N, L) in every class, (N, C).
 
-    What is at stake in a block is what counts in the class that it is likeliest of, whichever it is sent as.
+    What is at stake in a block is what counts in the class that it is likeliest of, (N,), whichever it is sent as.
     """
-    M = blocks.rotated
-    stake = importance.of_classes()[blocks.classify_rows(rows)][:, None]
-    rest = rows[:, M:].square()
-    distortion = rest @ weighed.weight[:, M:].T + weighed.bias
-    paid = rest @ weighed.toll[:, M:].T + weighed.fee
-    if M:
-        squares = F.linear(rows[:, :M], blocks.rotations.flatten(0, 1)).square_()
-        by_class = squares.unflatten(1, (-1, M)).movedim(1, 0)  # (C, N, M)
-        distortion += (by_class @ weighed.weight[:, :M, None])[..., 0].T
-        distortion += (squares[:, weighed.bent].sqrt_() - weighed.ends).clamp_min_(0).square_() @ weighed.lost
-        paid += squares[:, weighed.sent] @ weighed.tolls
-    return stake * distortion + paid
+    M, energies = blocks.rotated, blocks.energies(rows)
+    distortion = blocks.weighed(rows, energies, weighed.weight, weighed.bias)
+    distortion += (energies[:, weighed.bent].sqrt_() - weighed.ends).clamp_min_(0).square_() @ weighed.lost
+    paid = rows[:, M:].square() @ weighed.toll[:, M:].T + weighed.fee + energies[:, weighed.sent] @ weighed.tolls
+    return importance.of_classes()[likely][:, None] * distortion + paid
 
 
 class Tally:

@@ -20,17 +20,18 @@ def make(preset: str, condition: str) -> System:
 
     if preset not in PRESETS:
         raise UnknownNameError("preset of dvst", preset, PRESETS)
-    key = SYSTEMS.get("ntscc").make(preset if preset in ("paper", "ms-ssim") else "small", condition)
     if preset == "paper":
         from semcast.systems.dvst.paper import DvstPaper, PaperConfig
 
-        return DvstPaper(PaperConfig(), key)
+        return DvstPaper(PaperConfig(), SYSTEMS.get("ntscc").make("paper", condition))
     from semcast.systems.dvst.constant_rate import ConstantRate
     from semcast.systems.dvst.small import DvstSmall, SmallConfig
 
     ablation = ABLATIONS.get(preset, Ablation())
     made = ConstantRate if ablation.constant_rate else DvstSmall
     config = STRUCTURAL if preset == "ms-ssim" else SmallConfig()
+    name, _, key_preset = config.key_name.partition(":")
+    key = SYSTEMS.get(name).make(key_preset, condition)
     system = made(config, key, min(load_condition(condition).gop, LONGEST), ablation)
     system.preset = preset
     return system

@@ -84,6 +84,11 @@ class SmallConfig:
     side_margin_db: float = 1.0
     distortion: Literal["mse", "ms_ssim"] = "mse"
 
+    @property
+    def key_name(self) -> str:
+        """``"system:preset"`` of the I-frames: the code for the same distortion."""
+        return "ntscc:ms-ssim" if self.distortion == "ms_ssim" else "ntscc:small"
+
 
 @dataclass(frozen=True)
 class Ablation:

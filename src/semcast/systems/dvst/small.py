@@ -60,6 +60,7 @@ from semcast.systems.dvst.runs import (
 )
 from semcast.systems.dvst.shares import Group, closing_draft
 from semcast.systems.dvst.synthesis import Synthesis
+from semcast.systems.offline import heard
 from semcast.systems.structural import structural_run_loss
 from semcast.types import (
     Analog,
@@ -101,8 +102,6 @@ class RxState:
     last: Tensor | None = None
 
 
-KEYS = {"mse": "ntscc:small", "ms_ssim": "ntscc:ms-ssim"}
-"""Key-frame system of every distortion."""
 ELASTICITY = 0.05
 """Channel uses fall about so much, in nepers, per quarter decibel of price."""
 FAR_BELOW, FAR_ABOVE = -0.7, 0.4
@@ -131,7 +130,7 @@ class DvstSmall(System):
         self.config, self.frames_per_step, self.ablation = config, gop, ablation
         self.key = key
         self.code = BlockCode(config.classes, config.latents, config.rotated)
-        self.key_name = KEYS[config.distortion]
+        self.key_name = config.key_name
         for name, table in block_motion.Counts.rough()._asdict().items():
             self.register_buffer(f"motion_{name}", torch.from_numpy(table.astype(np.int32)))
         self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
@@ -335,16 +334,8 @@ class DvstSmall(System):
 
     def key_reference(self, payload: Payload, state: TxState, told: int, generator: torch.Generator) -> Tensor:
         """x_check of the I-frame: the receiver's part, without the channel (eq. 2)."""
-        air: dict[str, Any] = {}
-        for name, stream in payload.items():
-            unit = unit_power(stream)
-            if isinstance(unit, Analog):
-                air[name] = RxAnalog(unit.x, torch.ones_like(unit.x), torch.full(unit.x.shape, 10 ** (-told / 10)))
-            else:
-                assert unit.packets is not None
-                air[name] = [[packet.data for packet in row] for row in unit.packets]
         expecting = self._expect(state.key_rx, state.last)
-        decoded, state.key_rx, _ = self.key.decode(air, expecting, 1, generator=copy.copy(generator))
+        decoded, state.key_rx, _ = self.key.decode(heard(payload, told), expecting, 1, generator=copy.copy(generator))
         assert decoded.frames is not None
         return pad_to(decoded.frames[0, 0].clamp(0, 1)[None], BLOCK)[0]
 

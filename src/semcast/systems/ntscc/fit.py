@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -10,11 +9,10 @@ from torch import Tensor
 
 from semcast.layers.block_classes import BLOCK
 from semcast.layers.importance import Tally
-from semcast.layers.symbols import unit_power
 from semcast.systems.ntscc.small import NtsccSmall, parse
-from semcast.systems.offline import granted
+from semcast.systems.offline import granted, heard
 from semcast.systems.structural import structural_loss
-from semcast.types import Analog, Digital, Format, Received, RxAnalog, Step
+from semcast.types import Format, Step
 
 CONDITIONS = ((10.0, 0.042), (10.0, 0.084))
 """SNRs in dB and CBRs that pictures are sent at, in turn."""
@@ -36,18 +34,12 @@ def _sent(system: NtsccSmall, frame: Tensor, snr_db: float, cbr: float, generato
     csi, budget = granted(frame, snr_db, cbr)
     fmt = Format(frame.shape[-2], frame.shape[-1], cbr=cbr)
     payload, _, _ = system.encode(Step(frame[:, None]), system.start(fmt, "tx"), csi, budget, generator=generator)
-    side, latent = payload["hyperprior"], unit_power(payload["latent"])
-    assert isinstance(side, Digital)
-    assert side.packets is not None
-    assert isinstance(latent, Analog)
-    data = side.packets[0][0].data
-    deviation = 10 ** (-snr_db / 20)
-    noise = torch.view_as_complex(torch.randn(*latent.x.shape, 2, generator=generator)) * deviation / math.sqrt(2)
-    rx = RxAnalog(latent.x + noise, torch.ones_like(latent.x), torch.full(latent.x.shape, deviation**2))
-    received: Received = {"hyperprior": [[data]], "latent": rx}
+    received = heard(payload, snr_db, generator)
     decoded, _, _ = system.decode(received, system.start(fmt, "rx"), 1, generator=generator)
+    packets = received["hyperprior"]
+    assert isinstance(packets, list)
     h, w = frame.shape[-2:]
-    parsed = parse(data, h // BLOCK, w // BLOCK, system.code.blocks.frequencies.numpy())
+    parsed = parse(packets[0][0], h // BLOCK, w // BLOCK, system.code.blocks.frequencies.numpy())
     assert decoded.frames is not None
     assert parsed is not None
     return decoded.frames[:, 0], parsed[3][0]

@@ -257,11 +257,10 @@ class NtsccSmall(System):
             self.std.copy_(self.code.blocks.analyse(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
 
     def adapt(self, clips: Tensor) -> None:
-        """Where errors are weighed, fit how much to the first frames of clips (N, t, 3, H, W)."""
-        if self.config.distortion != "mse":
-            from semcast.systems.ntscc.fit import fit_importance
+        """Fit how much errors count, where they are weighed, to the first frames of clips (N, t, 3, H, W)."""
+        from semcast.systems.ntscc.fit import fit_importance
 
-            fit_importance(self, clips[:, 0])
+        fit_importance(self, clips[:, 0])
 
     def loss(self, run: Sequence[StepResult], goal: str, stage: Mapping[str, Any]) -> dict[str, Tensor]:
         """A power of the MSE, over what SNR and rate cost: :func:`~semcast.layers.fair_loss.fair_loss`; or MS-SSIM in decibels.
