@@ -116,7 +116,7 @@ class BlockClasses(nn.Module):
         return F.linear(rows[:, :M], self.rotations.flatten(0, 1)).square_() if M else rows[:, :0]
 
     def weighed(self, rows: Tensor, energies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Sums of weighed squares in every class, weights (C, L), plus biases (C,): (N, C); of blocks (N, L), their energies."""
+        """Sums of weighed squares of blocks (N, L), given their energies, in every class, plus biases (C,): (N, C)."""
         M = self.rotated
         score = rows[:, M:].square() @ weight[:, M:].T + bias
         return score + (energies.unflatten(1, (-1, M)).movedim(1, 0) @ weight[:, :M, None])[..., 0].T if M else score
