@@ -1,6 +1,6 @@
 """Optimise the curves of semcast.layers.expansion and write their table.
 
-python benchmarks/fit_expansion.py src/semcast/layers/expansion.safetensors
+python benchmarks/fit_expansion.py src/semcast/layers/expansion.safetensors [STEPS]
 """
 
 from __future__ import annotations
@@ -8,15 +8,16 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from semcast.layers.block_code import BELOW, DEPTH, STEPS_PER_DB, TOLD_HIGH_DB, TOLD_LOW_DB
 from semcast.layers.expansion import HIGH_DB, LOW_DB, MAX_USES, NODES, estimate, follow, nodes, prior
 
-SAMPLES, STEPS, LR = 2048, 120, 0.015
+SAMPLES, STEPS, LR = 2048, 160, 0.015
 
 
 def draw(count: int, generator: torch.Generator) -> Tensor:
@@ -41,6 +42,11 @@ def start(levels: tuple[int, ...]) -> Tensor:
         columns.insert(0, (digit - (count - 1) / 2) / max((count**2 - 1) / 12, 0.25) ** 0.5)
     power = (prior() * (rest[1:].square() + rest[:-1].square()) / 2).sum().sqrt()
     return torch.stack([*columns, rest / power], 1)
+
+
+def longer(curve: Tensor) -> list[Tensor]:
+    """Starts for one use more: a curve (NODES, m) with one of its uses, or with the source value, once more."""
+    return [torch.cat([curve, column[:, None]], 1) for column in (*curve.T, nodes())]
 
 
 def normalised(curve: Tensor) -> Tensor:
@@ -125,8 +131,12 @@ def plan_tables(gain_db: Tensor) -> dict[str, Tensor]:
     return {"thresholds": thresholds, "powers": powers, "power_price": prices}
 
 
-def main(out: str) -> None:
-    """Fit from the highest SNR down, every curve starting from its neighbour's or from a staircase, whichever is better."""
+def main(out: str, steps: int = STEPS) -> None:
+    """Fit from the highest SNR down, every curve starting from its neighbour's or from a staircase, whichever is better.
+
+    Curves that the file has already stay where they are better.
+    """
+    known = load(Path(out).read_bytes())["curves"].float() if Path(out).exists() else None
     steps_db = range(HIGH_DB, LOW_DB - 1, -1)
     curves = torch.zeros(len(steps_db), MAX_USES - 1, NODES, MAX_USES)
     gain = torch.zeros(len(steps_db), MAX_USES)
@@ -139,12 +149,16 @@ def main(out: str) -> None:
                 continue
             starts = [start((count,) * (uses - 1)) for count in ((2, 3, 4) if uses == 2 else (2, 3))]
             starts.append(nodes()[:, None].expand(-1, uses).clone())
+            if uses > 2:
+                starts += longer(curves[row, uses - 3, :, : uses - 1])
             generator = torch.Generator().manual_seed(2)
             scores = [float(distortion(one, snr_db, 8000, generator)) for one in starts]
             candidates = [starts[min(range(len(starts)), key=scores.__getitem__)]]
             if last is not None:
                 candidates.append(last)
-            found = [optimise(one, snr_db, STEPS) for one in candidates]
+            found = [optimise(one, snr_db, steps) for one in candidates] if steps else []
+            if known is not None and uses - 2 < known.shape[1]:
+                found.append(optimise(known[row, uses - 2, :, :uses], snr_db, 0))
             last, ratio = max(found, key=lambda item: item[1])
             curves[row, uses - 2, :, :uses], gain[row, uses - 1] = last, ratio
             linear = 10 * math.log10(1 + uses * 10 ** (snr_db / 10))
@@ -157,4 +171,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -14,9 +14,11 @@ from semcast.layers.block_classes import (
     BLOCK,
     DIMS,
     BlockClasses,
+    Grid,
     contexts,
     decode_classes,
     encode_classes,
+    maps,
     side_margin_db,
     water_fill,
 )
@@ -47,19 +49,35 @@ def drawn(h: int, w: int, frequencies: np.ndarray, seed: int) -> np.ndarray:
 def test_any_map_comes_back(h: int, w: int, classes: int, seed: int) -> None:
     """Also one that the table thinks unlikely: no class is impossible."""
     frequencies = table(classes)
-    found = np.random.default_rng(seed).integers(0, classes, (h, w))
-    decoded = decode_classes(encode_classes(found, frequencies), h, w, frequencies)
+    found, grids = np.random.default_rng(seed).integers(0, classes, h * w), [Grid(h, w, 0, classes)]
+    decoded = decode_classes(encode_classes(found, grids, frequencies), grids, frequencies)
     assert decoded is not None
     assert np.array_equal(decoded, found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_maps_of_different_classes_come_back_from_one_stream(h: int, w: int, first: int, seed: int) -> None:
+    """Contexts stay within a map, and each has classes of its own: those of another are not taken for it."""
+    frequencies, random = table(8), np.random.default_rng(seed)
+    grids = [Grid(h, w, 0, first), Grid(2, 3, first, 8)]
+    found = np.concatenate([random.integers(0, first, h * w), random.integers(first, 8, 6)])
+    data = encode_classes(found, grids, frequencies)
+    decoded = decode_classes(data, grids, frequencies)
+    assert decoded is not None
+    assert np.array_equal(decoded, found)
+    assert [one.shape for one in maps(decoded, grids)] == [(h, w), (2, 3)]
+    other = decode_classes(data, [Grid(h, w, 0, first), Grid(2, 3, 0, first)], frequencies)
+    assert other is None or int(other.max()) < first
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=60))
 def test_garbage_is_a_map_or_nothing(data: bytes) -> None:
     frequencies = table(8)
-    decoded = decode_classes(data, 5, 7, frequencies)
+    decoded = decode_classes(data, [Grid(5, 7, 0, 8)], frequencies)
     if decoded is not None:
-        assert decoded.shape == (5, 7)
+        assert decoded.shape == (35,)
         assert decoded.min() >= 0
         assert decoded.max() < 8
 
@@ -67,18 +85,18 @@ def test_garbage_is_a_map_or_nothing(data: bytes) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255), st.integers(0, 40))
 def test_a_damaged_map_is_a_map_or_nothing(position: int, flip: int, cut: int) -> None:
-    frequencies = table(8)
-    data = bytearray(encode_classes(drawn(6, 9, frequencies, 1), frequencies))
+    frequencies, grids = table(8), [Grid(6, 9, 0, 8)]
+    data = bytearray(encode_classes(drawn(6, 9, frequencies, 1).ravel(), grids, frequencies))
     data[position % len(data)] ^= flip
-    decoded = decode_classes(bytes(data[: len(data) - cut % len(data)]), 6, 9, frequencies)
-    assert decoded is None or (decoded.shape == (6, 9) and 0 <= decoded.min() <= decoded.max() < 8)
+    decoded = decode_classes(bytes(data[: len(data) - cut % len(data)]), grids, frequencies)
+    assert decoded is None or (decoded.shape == (54,) and 0 <= decoded.min() <= decoded.max() < 8)
 
 
 def test_one_class_costs_nothing() -> None:
-    frequencies = table(1)
-    assert encode_classes(np.zeros((3, 4), dtype=np.int64), frequencies) == b""
-    assert decode_classes(b"", 3, 4, frequencies).tolist() == [[0] * 4] * 3  # type: ignore[union-attr]
-    assert decode_classes(b"1234", 3, 4, frequencies) is None
+    frequencies, grids = table(1), [Grid(3, 4, 0, 1)]
+    assert encode_classes(np.zeros(12, dtype=np.int64), grids, frequencies) == b""
+    assert decode_classes(b"", grids, frequencies).tolist() == [0] * 12  # type: ignore[union-attr]
+    assert decode_classes(b"1234", grids, frequencies) is None
 
 
 def test_bytes_are_worth_their_bits() -> None:
@@ -86,8 +104,8 @@ def test_bytes_are_worth_their_bits() -> None:
     blocks = BlockClasses(8, 16)
     frequencies = table(8)
     blocks.frequencies.copy_(torch.from_numpy(frequencies))
-    found = drawn(30, 40, frequencies, 2)
-    ideal, real = blocks.class_bits(found), 8 * len(encode_classes(found, frequencies))
+    found, grids = drawn(30, 40, frequencies, 2).ravel(), blocks.grids(30, 40)
+    ideal, real = blocks.class_bits(found, grids), 8 * len(encode_classes(found, grids, frequencies))
     assert ideal < 0.75 * 3 * found.size  # the context is worth something
     assert ideal - 1 <= real <= ideal + 48
 

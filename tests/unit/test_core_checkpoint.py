@@ -18,8 +18,8 @@ from semcast.systems.dvst.small import SmallConfig as DvstConfig
 from semcast.systems.ntscc.small import NtsccSmall
 from semcast.systems.ntscc.small import SmallConfig as NtsccConfig
 
-KEY = NtsccConfig(classes=4, latents=32, rotated=0, width=8, fine_width=8, decoder_blocks=1, fine_blocks=1, embedding=2)
-TINY = SmallConfig(latents=32, width=16, fine_width=8, encoder_blocks=1, decoder_blocks=1, fine_blocks=1)
+KEY = NtsccConfig(classes=4, latents=48, rotated=0, width=8, fine_width=8, decoder_blocks=1, fine_blocks=1, embedding=2)
+TINY = SmallConfig(latents=48, width=16, fine_width=8, encoder_blocks=1, decoder_blocks=1, fine_blocks=1)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_weightless_preset_says_how_to_get_some() -> None:
 
 
 def grouped() -> System:
-    return DvstSmall(DvstConfig(classes=4, latents=32, rotated=0, fine_width=8, fine_blocks=1, embedding=2), NtsccSmall(KEY), 4)
+    return DvstSmall(DvstConfig(classes=4, latents=48, rotated=0, fine_width=8, fine_blocks=1, embedding=2), NtsccSmall(KEY), 4)
 
 
 @pytest.fixture

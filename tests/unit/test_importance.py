@@ -10,9 +10,9 @@ from test_block_code import fitted, some
 from tiny_systems import DVST, FITTED_ON, NTSCC, Ends, scene, tiny_dvst, tiny_ntscc
 from torch import Tensor
 
-from semcast.layers.block_classes import BlockClasses
 from semcast.layers.block_code import BlockCode
 from semcast.layers.importance import SHARE, STRONGEST, Importance, Tally
+from semcast.layers.two_scales import TwoScaleCode
 from semcast.metrics.structure import ms_ssim, ms_ssim_db
 from semcast.systems.dvst.small import DvstSmall
 from semcast.systems.ntscc.small import NtsccSmall
@@ -67,17 +67,20 @@ def test_importance_of_classes_and_within_them_make_the_whole() -> None:
 
 
 def test_a_loss_that_is_a_weighed_error_is_found_again() -> None:
-    """Of sum w e^2, with w 12 dB higher in one class and falling over coefficients, `SHARE` of the decibels come back."""
-    blocks = BlockClasses(2, 100)
-    blocks.basis.copy_(torch.linalg.qr(torch.randn(768, 768, generator=torch.Generator().manual_seed(0))).Q[:100])
+    """Of sum w e^2, with w 12 dB higher in one class of details and falling over coefficients, `SHARE` of the decibels come
+    back."""
+    code = TwoScaleCode(2, 1, 100, 0)
+    directions = torch.randn(768, 100, generator=torch.Generator().manual_seed(0)).unflatten(0, (3, -1))
+    directions = (directions - directions.mean(1, keepdim=True)).flatten(0, 1)  # details have no means
+    code.blocks.basis.copy_(torch.linalg.qr(directions).Q.T)
     random = torch.Generator().manual_seed(1)
     w = 10 ** ((torch.tensor([6.0, -6.0])[:, None] - torch.linspace(0, 10, 100)) / 10)
-    tally = Tally(blocks)
-    classes = torch.arange(64).reshape(8, 8) % 2
+    tally = Tally(code)
+    classes = torch.cat([torch.arange(64) % 2, torch.full((4,), 2)])
 
     def loss(seen: Tensor, frames: Tensor) -> Tensor:
-        e = (blocks.analyse(seen) - blocks.analyse(frames))[0].flatten(1).T
-        return (w[classes.flatten()] * e.square()).sum()
+        e = code.blocks.analyse(seen - frames)[0].flatten(1).T
+        return (w[classes[:64]] * e.square()).sum()
 
     for _ in range(20):
         frames = torch.rand(1, 3, 128, 128, generator=random)
@@ -85,9 +88,8 @@ def test_a_loss_that_is_a_weighed_error_is_found_again() -> None:
         tally.add(shown, frames, classes, lambda seen, frames=frames: loss(seen, frames))  # type: ignore[misc]
     found = tally.steps() / 4
     wanted = SHARE * 10 * w.log10()
-    wanted = wanted - wanted[:, :STRONGEST].mean()
-    assert float((found - wanted).abs()[:, 5:-5].max()) < 0.5
-    assert abs(float(found[:, :STRONGEST].mean())) < 0.2
+    apart = found[:2] - wanted
+    assert float((apart - apart.mean()).abs()[:, 5:-5].max()) < 0.5
 
 
 # -- systems -------------------------------------------------------------------------------------------------------------------
@@ -132,8 +134,8 @@ def test_dvst_for_ms_ssim_gains_by_its_key_frames() -> None:
     own = {name: tensor for name, tensor in tiny_dvst().state_dict().items() if not name.startswith("key.")}
     system.load_state_dict(own, strict=False)
     clip = scene("coffee-pan", 4, 160, 128)
-    quality = [ms_ssim_db(ms_ssim(clip, shown(one, clip, 0.06))).mean() for one in (tiny_dvst(), system.eval())]
-    assert float(quality[1]) > float(quality[0]) + 0.1
+    quality = [ms_ssim_db(ms_ssim(clip, shown(one, clip, 0.1))) for one in (tiny_dvst(), system.eval())]
+    assert bool((quality[1] > quality[0] + 0.1).all())
 
 
 def test_key_frames_are_those_of_the_same_distortion() -> None:

@@ -38,7 +38,7 @@ def test_errors_are_as_large_as_they_are_said_to_be(snr_db: float) -> None:
     rows, classes = made(1)
     arrived, plan = sent(rows, classes, snr_db, 2)
     said, seen = CODE.errors(classes.flatten(), plan, snr_db), (arrived - rows).square()
-    for uses, within in enumerate((0.05, 0.05, 0.15, 0.7)):  # curves of three uses are for heavier tails than these
+    for uses, within in enumerate((0.05, 0.05, 0.2, 0.7)):  # curves of more uses are for heavier tails than these
         where = plan.uses == uses
         if int(where.sum()) > 500:
             assert float(seen[where].mean() / said[where].mean()) == pytest.approx(1, abs=within), uses

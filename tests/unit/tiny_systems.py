@@ -19,7 +19,9 @@ from semcast.systems.ntscc.small import SmallConfig as NtsccConfig
 from semcast.types import Decoded, Format, Payload, Received, Step
 from semcast.video.scenes import open_scene
 
-NTSCC = NtsccConfig(classes=8, latents=96, rotated=16, width=16, fine_width=8, decoder_blocks=1, fine_blocks=1, embedding=4)
+NTSCC = NtsccConfig(
+    classes=8, tile_classes=2, latents=96, rotated=16, width=16, fine_width=8, decoder_blocks=1, fine_blocks=1, embedding=4
+)
 DVST = DvstConfig(classes=8, latents=96, rotated=16, fine_width=8, fine_blocks=1, embedding=4, run=2)
 FITTED_ON = ("astronaut-pan", "rocket-zoom", "camera-shake", "gravel-rotate")
 
@@ -43,7 +45,8 @@ def tiny_ntscc() -> NtsccSmall:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         system = NtsccSmall(NTSCC)
-        system.initialise(torch.cat([scene(name, 4, 160, 128) for name in FITTED_ON]))
+        pictures = torch.cat([scene(name, 1, 320, 256) for name in FITTED_ON])
+        system.initialise(torch.cat([pictures, pictures.flip(3)]))
     stir(system)
     return system.eval()
 

@@ -6,6 +6,7 @@ many channel uses a block gets and how power is shared out (water-filling); its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,15 @@ from torch import Tensor, nn
 
 BLOCK = 16
 DIMS = 3 * BLOCK**2
+
+
+class Grid(NamedTuple):
+    """A map of classes: its height and width in blocks, and the classes that may occur, from ``first`` to before ``last``."""
+
+    height: int
+    width: int
+    first: int
+    last: int
 
 
 class Allocation(NamedTuple):
@@ -74,6 +84,10 @@ class BlockClasses(nn.Module):
             self.register_buffer("rotations", torch.eye(rotated).repeat(classes, 1, 1))  # rows: a class's own eigenvectors
         self.register_buffer("frequencies", torch.ones(classes, classes, dtype=torch.int32))  # of a class, given its context
 
+    def grids(self, h: int, w: int) -> list[Grid]:
+        """The one map of a picture of (h, w) blocks, for the coder of maps."""
+        return [Grid(h, w, 0, self.classes)]
+
     def analyse(self, frames: Tensor) -> Tensor:
         """(N, 3, H, W), sides multiples of 16 -> (N, L, H / 16, W / 16) KLT coefficients."""
         blocks = F.pixel_unshuffle(frames, BLOCK) - self.mean[:, None, None]
@@ -105,15 +119,16 @@ class BlockClasses(nn.Module):
         rows = coefficients.movedim(1, -1)
         return self.classify_rows(rows.flatten(0, -2)).reshape(rows.shape[:-1])
 
-    def classify_rows(self, rows: Tensor) -> Tensor:
-        """(N, L) -> (N,), the likeliest class: of its own variances in its own basis."""
-        variance = self.std.square() + self.floor
-        return self.weighed(rows, self.energies(rows), 1 / variance, variance.log().sum(1)).argmin(1)
+    def classify_rows(self, rows: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """(N, L) -> (N,), the likeliest class, from ``first`` to before ``last``: of its own variances in its own basis."""
+        variance = self.std[first:last].square() + self.floor
+        energies = self.energies(rows, first, last)
+        return first + self.weighed(rows, energies, 1 / variance, variance.log().sum(1)).argmin(1)
 
-    def energies(self, rows: Tensor) -> Tensor:
+    def energies(self, rows: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Squares of the rotated coefficients of blocks (N, L) in every class's own basis, class by class: (N, C rotated)."""
         M = self.rotated
-        return F.linear(rows[:, :M], self.rotations.flatten(0, 1)).square_() if M else rows[:, :0]
+        return F.linear(rows[:, :M], self.rotations[first:last].flatten(0, 1)).square_() if M else rows[:, :0]
 
     def weighed(self, rows: Tensor, energies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Sums of weighed squares of blocks (N, L), given their energies, in every class, plus biases (C,): (N, C)."""
@@ -168,14 +183,19 @@ class BlockClasses(nn.Module):
 
     @torch.no_grad()
     def fit(self, frames: Tensor, iterations: int = 15) -> None:
-        """Fit everything to frames (N, 3, H, W), sides multiples of 16: KLT, then hard EM over the classes."""
-        C, L, M = self.classes, self.latents, self.rotated
+        """Fit everything to frames (N, 3, H, W), sides multiples of 16: KLT, then classes."""
         grids = F.pixel_unshuffle(frames, BLOCK)
         blocks = grids.movedim(1, -1).reshape(-1, DIMS)
         self.mean.copy_(blocks.mean(0))
         _, vectors = torch.linalg.eigh(torch.cov((blocks - self.mean).T).double())
-        self.basis.copy_(vectors.flip(1).T[:L])
-        rows = (blocks - self.mean) @ self.basis.T
+        self.basis.copy_(vectors.flip(1).T[: self.latents])
+        classes = self.cluster((blocks - self.mean) @ self.basis.T, iterations)
+        self.count(classes.reshape(len(frames), *grids.shape[-2:]).numpy())
+
+    @torch.no_grad()
+    def cluster(self, rows: Tensor, iterations: int = 15) -> Tensor:
+        """Hard EM: fit the classes, the calmest first, to blocks (N, L), and return theirs (N,)."""
+        C, L, M = self.classes, self.latents, self.rotated
         squares = rows.square()
         overall = squares.mean(0).clamp_min(1e-9)
         classes = torch.empty(len(rows), dtype=torch.long)
@@ -185,7 +205,7 @@ class BlockClasses(nn.Module):
             total = torch.zeros(C, L).index_add_(0, classes, squares)
             count = torch.bincount(classes, minlength=C)[:, None]
             variance = (total + 8 * overall) / (count + 8)
-            order = variance[:, 3:].sum(1).argsort()  # class 0 is the calmest
+            order = variance[:, 3:].sum(1).argsort()
             self.std.copy_(variance[order].sqrt())
             if iteration >= iterations:
                 for index, old in enumerate(order.tolist()):
@@ -195,30 +215,46 @@ class BlockClasses(nn.Module):
                     self.rotations[index] = vectors.flip(1).T
                     self.std[index, :M] = values.flip(0).clamp_min(1e-9).sqrt()
             classes = self.classify_rows(rows)
-        table = np.zeros((C, C), dtype=np.int64)
-        for one in classes.reshape(len(frames), *grids.shape[-2:]).numpy():
+        return classes
+
+    def count(self, maps: np.ndarray) -> None:
+        """Take frequencies of classes in their contexts from maps (N, h, w)."""
+        table = np.zeros((self.classes, self.classes), dtype=np.int64)
+        for one in maps:
             np.add.at(table, (contexts(one), one), 1)
         # Counts of 16 bits; every class stays possible in every context.
         scaled = 1 + np.floor(table / np.maximum(table.sum(1, keepdims=True), 1) * 60000)
         self.frequencies.copy_(torch.from_numpy(scaled.astype(np.int32)))
 
-    def class_bits(self, classes: np.ndarray) -> float:
-        """Ideal code length of a map (h, w) in bits, as :func:`encode_classes` approaches it."""
+    def class_bits(self, classes: np.ndarray, grids: Sequence[Grid]) -> float:
+        """Ideal code length of maps in bits, as :func:`encode_classes` approaches it."""
         table = self.frequencies.cpu().numpy().astype(np.float64)
         table /= table.sum(1, keepdims=True)
-        return float(-np.log2(table[contexts(classes), classes]).sum())
+        return float(-np.log2(table[all_contexts(classes, grids), classes]).sum())
 
 
-def contexts(classes: np.ndarray) -> np.ndarray:
-    """Context of every class of a map (h, w): the mean of left and upper neighbour, rounded up; at the edge the one it has."""
-    left, up = np.zeros_like(classes), np.zeros_like(classes)
+def contexts(classes: np.ndarray, first: int = 0) -> np.ndarray:
+    """Context of every class of a map (h, w): the mean of left and upper neighbour, rounded up; at the edge the one it has, in
+    the corner the first class."""
+    left, up = np.full_like(classes, first), np.full_like(classes, first)
     left[:, 1:], up[1:] = classes[:, :-1], classes[:-1]
     up[0], left[:, 0] = left[0], up[:, 0]
     return (left + up + 1) // 2
 
 
-def encode_classes(classes: np.ndarray, frequencies: np.ndarray) -> bytes:
-    """Range-code a map of classes (h, w) under the static table (classes, classes) of integer frequencies."""
+def all_contexts(classes: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
+    """Contexts of the classes (n,) of maps, one after the other."""
+    return np.concatenate([contexts(one, grid.first).ravel() for one, grid in zip(maps(classes, grids), grids, strict=True)])
+
+
+def maps(classes: np.ndarray, grids: Sequence[Grid]) -> list[np.ndarray]:
+    """Classes (n,) as the maps (h, w) that stand in them one after the other."""
+    parts = np.split(classes, np.cumsum([grid.height * grid.width for grid in grids])[:-1])
+    return [part.reshape(grid.height, grid.width) for part, grid in zip(parts, grids, strict=True)]
+
+
+def encode_classes(classes: np.ndarray, grids: Sequence[Grid], frequencies: np.ndarray) -> bytes:
+    """Range-code maps of classes, (n,) in all, under the static table (classes, classes) of integer frequencies."""
     if len(frequencies) == 1:
         return b""
     import constriction
@@ -226,27 +262,31 @@ def encode_classes(classes: np.ndarray, frequencies: np.ndarray) -> bytes:
     table = frequencies / frequencies.sum(1, keepdims=True)
     encoder = constriction.stream.queue.RangeEncoder()
     model = constriction.stream.model.Categorical(perfect=False)
-    encoder.encode(classes.reshape(-1).astype(np.int32), model, table[contexts(classes).reshape(-1)])
+    encoder.encode(classes.astype(np.int32), model, table[all_contexts(classes, grids)])
     return encoder.get_compressed().astype("<u4").tobytes()
 
 
-def decode_classes(data: bytes, h: int, w: int, frequencies: np.ndarray) -> np.ndarray | None:
-    """The inverse of :func:`encode_classes`; None where the bytes cannot be such a map."""
+def decode_classes(data: bytes, grids: Sequence[Grid], frequencies: np.ndarray) -> np.ndarray | None:
+    """The inverse of :func:`encode_classes`, (n,); None where the bytes cannot be such maps."""
+    count = sum(grid.height * grid.width for grid in grids)
     if len(frequencies) == 1:
-        return np.zeros((h, w), dtype=np.int64) if not data else None
+        return np.zeros(count, dtype=np.int64) if not data else None
     import constriction
 
     if len(data) % 4:
         return None
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
     models = [constriction.stream.model.Categorical(row / row.sum(), perfect=False) for row in frequencies]
-    out = np.zeros((h, w), dtype=np.int64)
+    out = np.zeros(count, dtype=np.int64)
     try:
-        for i in range(h):
-            for j in range(w):
-                left = out[i, j - 1] if j else (out[i - 1, j] if i else 0)
-                up = out[i - 1, j] if i else left
-                out[i, j] = decoder.decode(models[(left + up + 1) // 2])
+        for grid, one in zip(grids, maps(out, grids), strict=True):
+            for i in range(grid.height):
+                for j in range(grid.width):
+                    left = one[i, j - 1] if j else (one[i - 1, j] if i else grid.first)
+                    up = one[i - 1, j] if i else left
+                    one[i, j] = decoder.decode(models[(left + up + 1) // 2])
+                    if not grid.first <= one[i, j] < grid.last:
+                        return None
     except (AssertionError, ValueError):
         return None
     return out

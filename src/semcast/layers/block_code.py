@@ -12,16 +12,16 @@ log v, i.e. with the entropy of the coefficient, as k = eta * -log P of nonlinea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from semcast.layers.block_classes import BlockClasses
+from semcast.layers.block_classes import BlockClasses, Grid
 from semcast.layers.expansion import LOW_DB, MAX_USES, REACH, Expansion
 from semcast.layers.importance import Importance, Weighed, weighed_costs
 
@@ -249,21 +249,29 @@ class BlockCode(nn.Module):
     # -- which class -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def choose(self, coefficients: Tensor, uses: int, snr_db: float, bits_per_use: float) -> Tensor:
-        """Classes (h, w) of one picture's blocks (L, h, w) that cost least, side information included.
+    def choose(self, rows: Tensor, grids: Sequence[Grid], uses: int, snr_db: float, bits_per_use: float) -> Tensor:
+        """Classes (N,) of one picture's blocks (N, L) that cost least, side information included.
 
         Args:
-            uses: complex channel uses for the blocks, about. bits_per_use: what a use carries of side information.
+            grids: the maps that the blocks make, one after the other. uses: complex channel uses for the blocks, about.
+                bits_per_use: what a use carries of side information.
         """
-        rows = coefficients.flatten(1).T
-        h, w = coefficients.shape[1:]
-        if self.blocks.classes == 1:
-            return torch.zeros(h, w, dtype=torch.int64)
-        likely = self.blocks.classify_rows(rows)
+        likely = self.likely(rows, grids)
         price = self.price_of(likely, uses, snr_db)
-        cost = self._block_costs(rows, self.priced(price, self.told_index(snr_db)), likely).reshape(h, w, -1)
+        priced = self.priced(price, self.told_index(snr_db))
         bits = _lengths(self.blocks.frequencies) * self.bit_price(price, bits_per_use)
-        return refine(cost, bits, likely.reshape(h, w))
+        chosen = []
+        for grid, own, part in parts(grids, likely, rows):
+            of = slice(grid.first, grid.last)
+            cost = self._block_costs(part, priced, own)[:, of].reshape(grid.height, grid.width, -1)
+            start = own.reshape(grid.height, grid.width) - grid.first
+            chosen.append(refine(cost, bits[of, of], start).flatten() + grid.first)
+        return torch.cat(chosen)
+
+    def likely(self, rows: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """The likeliest classes (N,) of one picture's blocks (N, L)."""
+        found = [self.blocks.classify_rows(part, grid.first, grid.last) for grid, part in parts(grids, rows)]
+        return torch.cat(found)
 
     @torch.no_grad()
     def choose_at(
@@ -348,15 +356,15 @@ class BlockCode(nn.Module):
         return plan._replace(curve=(plan.curve + decibels).clamp(0, len(self.expansion.gain_db) - 1))
 
     def shift(self, rows: Tensor, classes: Tensor, plan: Plan) -> int:
-        """Decibels that symbols of these blocks will be scaled by to unit power, whole and a little on the safe side.
+        """Decibels that symbols of these blocks will be scaled by to unit power, whole and about one on the safe side.
 
-        Values that are larger than their class says raise the power, calm blocks lower it; curves for an SNR that is not
-        reached would be mistaken, those for a lower one waste what is there.
+        Values that are larger than their class says raise the power, calm blocks lower it. The curve for 1 dB less gains as
+        much as that for what is there, and is mistaken for another branch of itself three to ten times less often.
         """
         if not int(plan.uses.sum()):
             return 0
         power = float(self.modulate(rows, classes, plan).square().mean())
-        return max(-20, min(12, math.floor(0.25 - 10 * math.log10(max(power, 1e-9)))))
+        return max(-20, min(12, math.floor(-0.75 - 10 * math.log10(max(power, 1e-9)))))
 
     # -- symbols ---------------------------------------------------------------------------------------------------------
 
@@ -384,6 +392,12 @@ class BlockCode(nn.Module):
         return self.blocks.rotate(z * self.blocks.std[classes], classes, back=True)
 
 
+def parts(grids: Sequence[Grid], *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Every grid with its part of tensors (N, ...), of which every block has a row."""
+    sizes = [grid.height * grid.width for grid in grids]
+    return zip(grids, *(tensor.split(sizes) for tensor in tensors), strict=True)
+
+
 def _lengths(table: Tensor) -> Tensor:
     """Ideal code lengths in bits under rows of frequencies."""
     often = table.double()
@@ -407,7 +421,7 @@ def joined(plans: list[Plan]) -> Plan:
 
 
 def mean_context(left: Tensor, up: Tensor) -> Tensor:
-    """Context of a class in a picture: the mean of left and upper neighbour, rounded up (:func:`contexts`)."""
+    """Context of a class in a picture: the mean of left and upper neighbour, rounded up, as for the coder of maps."""
     return torch.div(left + up + 1, 2, rounding_mode="floor")
 
 

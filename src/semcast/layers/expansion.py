@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-MAX_USES = 3
+MAX_USES = 6
 LOW_DB, HIGH_DB = -4, 32
 NODES = 129
 REACH = 7.0
@@ -76,17 +76,17 @@ def estimate(curve: Tensor, y: Tensor, noise_var: Tensor, slope: bool = False) -
     """
     sure = noise_var.clamp_min(LEAST_NOISE).reciprocal()
     start, step = curve[:-1], curve.diff(dim=0)
-    length2 = (sure @ step.square().T).clamp_min_(1e-8)
+    length2 = (sure @ step.square().T).clamp_min(1e-8)
     both = torch.cat([sure * y, sure], 1)
-    along = (both @ torch.cat([step, -start * step], 1).T).div_(length2)
+    along = (both @ torch.cat([step, -start * step], 1).T) / length2
     t = along.clamp(0, 1)
     # Squared distance to the start, then to the nearest point, both in units of the noise, less that of y to nothing.
     distance2 = both @ torch.cat([-2 * start, start.square()], 1).T
-    distance2 += along.mul_(-2).add_(t).mul_(t).mul_(length2)
+    distance2 = distance2 + (t - 2 * along) * t * length2
     grid, mass = nodes().to(y), prior().to(y)
     # Short segments hold all of their prior; of long ones the noise picks out a part: N(along) integrates to that.
-    part = (length2 / (2 * math.pi)).clamp_min_(1.0).log_()
-    weight = torch.softmax(mass.log() - part.add_(distance2).div_(2), -1)
+    part = (length2 / (2 * math.pi)).clamp_min(1.0).log()
+    weight = torch.softmax(mass.log() - (part + distance2) / 2, -1)
     points = torch.addcmul(grid[:-1], t, grid.diff())
     mean = (weight * points).sum(-1)
     if not slope:

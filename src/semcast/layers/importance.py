@@ -13,13 +13,16 @@ frequencies. Both ends know w, as they know the variances v.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semcast.layers.block_classes import BlockClasses
+from semcast.layers.block_classes import BLOCK, BlockClasses
+
+if TYPE_CHECKING:
+    from semcast.layers.two_scales import TwoScaleCode
 
 STRONGEST = 64
 """Importance is 0 dB on average over so many coefficients of a block: it moves channel uses, it does not call for more."""
@@ -92,9 +95,9 @@ def weighed_costs(rows: Tensor, likely: Tensor, blocks: BlockClasses, importance
 class Tally:
     """Sums that importance is estimated from, over pictures as they were received."""
 
-    def __init__(self, blocks: BlockClasses) -> None:
-        C, L = blocks.classes, blocks.latents
-        self.blocks = blocks
+    def __init__(self, code: TwoScaleCode) -> None:
+        C, L = code.blocks.classes, code.blocks.latents
+        self.code = code
         self.slope = torch.zeros(C, L, dtype=torch.float64)
         self.energy = torch.zeros(C, L, dtype=torch.float64)
         self.count = torch.zeros(C)
@@ -103,22 +106,20 @@ class Tally:
         """Count a picture.
 
         Args:
-            shown, frames: (1, 3, H, W) as received and as sent, sides multiples of 16. classes: (h, w) that its blocks were
-                sent as. loss: of a picture, one number.
+            shown, frames: (1, 3, H, W) as received and as sent, sides multiples of 16. classes: (n,) that its blocks and tiles
+                were sent as. loss: of a picture, one number.
         """
+        h, w = frames.shape[2] // BLOCK, frames.shape[3] // BLOCK
         with torch.inference_mode(False), torch.enable_grad():
             seen = shown.detach().clone().requires_grad_(True)
             (slope,) = torch.autograd.grad(loss(seen).sum(), seen)
-        own, zero = classes.flatten(), torch.zeros_like(frames)
-        s = self._rows(slope.nan_to_num(0.0, 0.0, 0.0), zero, own)
-        e = self._rows(shown, frames, own)
-        self.slope.index_add_(0, own, (s * e).double())
-        self.energy.index_add_(0, own, e.square().double())
-        self.count += torch.bincount(own, minlength=len(self.count))
-
-    def _rows(self, a: Tensor, b: Tensor, own: Tensor) -> Tensor:
-        difference = self.blocks.analyse(a) - self.blocks.analyse(b)
-        return self.blocks.rotate(difference[0].flatten(1).T, own)
+            rows = torch.zeros(1, len(classes), self.code.blocks.latents, requires_grad=True)
+            (slope,) = torch.autograd.grad(self.code.synthesise(rows, h, w), rows, slope.nan_to_num(0.0, 0.0, 0.0))
+        s = self.code.blocks.rotate(slope[0], classes)
+        e = self.code.blocks.rotate((self.code.analyse(shown) - self.code.analyse(frames))[0], classes)
+        self.slope.index_add_(0, classes, (s * e).double())
+        self.energy.index_add_(0, classes, e.square().double())
+        self.count += torch.bincount(classes, minlength=len(self.count))
 
     def steps(self) -> Tensor:
         """(C, L) int32 quarter decibels, 0 on average. What few blocks tell of leans on class and coefficient apart."""

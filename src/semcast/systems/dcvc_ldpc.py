@@ -28,11 +28,12 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.layers import block_motion, coefficient_coder
-from semcast.layers.block_classes import BLOCK, BlockClasses, decode_classes, encode_classes
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode, mean_context, refine
+from semcast.layers.block_classes import BLOCK, decode_classes, encode_classes
+from semcast.layers.block_code import STEPS_PER_DB, BlockCode, mean_context, parts, refine
 from semcast.layers.blocks import pad_to
 from semcast.layers.coefficient_coder import BIT_PRICE, LEAST_DEPTH
 from semcast.layers.side_coder import Tables, decode_run, earlier_context, encode_run, groups, spatial_context
+from semcast.layers.two_scales import TwoScaleCode
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.systems.conditions import Condition, load_condition
 from semcast.types import Aux, Budget, Csi, Decoded, Digital, Format, Packet, Payload, Received, Step
@@ -107,7 +108,7 @@ class DcvcLdpc(System):
         return TxState(fmt) if side == "tx" else RxState(fmt)
 
     @property
-    def _statistics(self) -> tuple[BlockCode, BlockCode, Tables]:
+    def _statistics(self) -> tuple[TwoScaleCode, BlockCode, Tables]:
         """Of I-frames, of P-frames, and tables of the latter's side information."""
         key: Any = self.key
         return key.key.code, key.code, key.tables
@@ -181,36 +182,45 @@ class DcvcLdpc(System):
         intra, inter, tables = self._statistics
         squared = 10 ** (step / (10 * STEPS_PER_DB))
         bit_price = BIT_PRICE * squared
+        h, w = frame.shape[1] // BLOCK, frame.shape[2] // BLOCK
         if before is None:
-            code, motion, context = intra, None, torch.zeros_like(frame)
+            code: BlockCode = intra
+            motion, context = None, None
+            rows, grids = intra.analyse(frame[None])[0], intra.grids(h, w)
             often, neighbours, earlier = code.blocks.frequencies.numpy(), mean_context, None
         else:
             code, often, group = inter, tables.classes, torch.from_numpy(groups(inter.blocks.classes))
             last = None if fresh else before
             motion = block_motion.estimate(frame, before.picture, tables.motion, last.motion if last else None, bit_price)
             context = block_motion.compensate(before.picture[None], motion.field()[None])[0]
-            h, w = motion.split.shape
+            rows, grids = code.blocks.analyse((frame - context)[None])[0].flatten(1).T, code.blocks.grids(h, w)
             earlier = torch.from_numpy(earlier_context(last.classes if last else None, (h, w), group.numpy()))
 
             def neighbours(left: Tensor, up: Tensor) -> Tensor:
                 return spatial_context(group[left], group[up])
 
-        y = code.blocks.analyse((frame - context)[None])[0]
-        rows = y.flatten(1).T
-        cost = squared * block_costs(code, rows, step).reshape(*y.shape[1:], -1)
         bits = bit_price * -torch.from_numpy(np.log2(often / often.sum(1, keepdims=True))).float()
-        classes = refine(cost, bits, (cost + bits.mean(0)).argmin(-1), neighbours, earlier)
-        depth = (code.levels.long() - step)[classes.flatten()]
-        numbers, _ = coefficient_coder.quantise(code.blocks.rotate(rows, classes.flatten()) / math.sqrt(squared), depth)
+        chosen = []
+        for grid, part in parts(grids, rows):
+            of = slice(grid.first, grid.last)
+            own = bits[of, of] if before is None else bits
+            cost = squared * block_costs(code, part, step, of).reshape(grid.height, grid.width, -1)
+            chosen.append(refine(cost, own, (cost + own.mean(0)).argmin(-1), neighbours, earlier).flatten() + grid.first)
+        classes = torch.cat(chosen)
+        depth = (code.levels.long() - step)[classes]
+        numbers, _ = coefficient_coder.quantise(code.blocks.rotate(rows, classes) / math.sqrt(squared), depth)
         order = coefficient_coder.layout(depth)
         coded = np.trim_zeros(numbers.flatten().numpy()[order.places].astype(np.int64), "b")
-        picture = reconstruct(code.blocks, context, classes, step, order.places, coded)
-        return Coded(motion, classes.numpy(), step, coded, order.depths[: len(coded)], picture)
+        picture = reconstruct(code, context, classes, (h, w), step, order.places, coded)
+        # Maps of a P-frame are told in the context of those before them, and those of an I-frame are two.
+        shaped = classes.numpy() if before is None else classes.reshape(h, w).numpy()
+        return Coded(motion, shaped, step, coded, order.depths[: len(coded)], picture)
 
     def pack(self, group: Sequence[Coded]) -> list[bytes]:
         """Packets of a group: side information first, then every frame's numbers in as many packets as they need."""
         intra, _, tables = self._statistics
-        packets = [encode_classes(group[0].classes, intra.blocks.frequencies.numpy())]
+        h, w = (side // BLOCK for side in group[0].picture.shape[1:])
+        packets = [encode_classes(group[0].classes, intra.grids(h, w), intra.blocks.frequencies.numpy())]
         for begin in range(1, len(group), RUN):
             run = [(one.motion, one.classes) for one in group[begin : begin + RUN] if one.motion is not None]
             packets.append(encode_run(run, tables))
@@ -242,10 +252,9 @@ class DcvcLdpc(System):
         side = [*packets[: 1 + runs], *[None] * (1 + runs - len(packets))]
         numbers = gather(packets[1 + runs :])
         picture = None
-        key = None if side[0] is None else decode_classes(side[0], h, w, intra.blocks.frequencies.numpy())
+        key = None if side[0] is None else decode_classes(side[0], intra.grids(h, w), intra.blocks.frequencies.numpy())
         if key is not None:
-            zero = torch.zeros(3, h * BLOCK, w * BLOCK)
-            picture = self._decode_frame(intra, zero, key, numbers.get(0, []))
+            picture = self._decode_frame(intra, None, key, (h, w), numbers.get(0, []))
         shown, concealed = [picture], int(picture is None)
         for run, data in enumerate(side[1:]):
             count = min(RUN, n_frames - 1 - run * RUN)
@@ -256,35 +265,44 @@ class DcvcLdpc(System):
                 else:
                     motion, classes = told[index]
                     context = block_motion.compensate(picture[None], motion.field()[None])[0]
-                    picture = self._decode_frame(inter, context, classes, numbers.get(1 + run * RUN + index, []))
+                    own = numbers.get(1 + run * RUN + index, [])
+                    picture = self._decode_frame(inter, context, classes.ravel(), (h, w), own)
                 shown.append(picture)
         hold = state.last if state.last is not None else torch.full((3, height, width), 0.5)
         frames = torch.stack([hold if one is None else one[:, :height, :width] for one in shown])
         state.last = frames[-1]
         return Decoded(frames=frames[None], concealed=concealed), state, {}
 
-    def _decode_frame(self, code: BlockCode, context: Tensor, classes: np.ndarray, parts: list[tuple[Head, bytes]]) -> Tensor:
+    def _decode_frame(
+        self,
+        code: BlockCode,
+        context: Tensor | None,
+        classes: np.ndarray,
+        size: tuple[int, int],
+        arrived: list[tuple[Head, bytes]],
+    ) -> Tensor:
         """A frame from what arrived of its numbers."""
         of_blocks = torch.from_numpy(classes)
-        step = parts[0][0].step if parts else COARSEST
-        order = coefficient_coder.layout((code.levels.long() - step)[of_blocks.flatten()])
+        step = arrived[0][0].step if arrived else COARSEST
+        order = coefficient_coder.layout((code.levels.long() - step)[of_blocks])
         numbers = np.zeros(len(order.places), dtype=np.int64)
-        for head, data in parts:
+        for head, data in arrived:
             own = coefficient_coder.decode(data, order.depths[head.begin : head.end])
             if own is not None and head.step == step:
                 numbers[head.begin : head.end] = own
-        return reconstruct(code.blocks, context, of_blocks, step, order.places, numbers)
+        return reconstruct(code, context, of_blocks, size, step, order.places, numbers)
 
 
 # -- both ends ---------------------------------------------------------------------------------------------------------------
 
 
-def block_costs(code: BlockCode, rows: Tensor, step: int) -> Tensor:
-    """Distortion and priced bits, in squared steps, of blocks (N, L) in every class: (N, C)."""
+def block_costs(code: BlockCode, rows: Tensor, step: int, of: slice) -> Tensor:
+    """Distortion and priced bits, in squared steps, of blocks (N, L) in every one of these classes: (N, C)."""
     M = code.blocks.rotated
     u = rows / 10 ** (step / (20 * STEPS_PER_DB))
     costs = []
-    for index, depth in enumerate(code.levels.long() - step):
+    for index in range(*of.indices(code.blocks.classes)):
+        depth = code.levels[index].long() - step
         own = u[:, :M] @ code.blocks.rotations[index].T if M else u[:, :0]
         costs.append(_costs(own, depth[:M]) + _costs(u[:, M:], depth[M:]))
     return torch.stack(costs, 1)
@@ -297,15 +315,26 @@ def _costs(u: Tensor, depth: Tensor) -> Tensor:
 
 
 def reconstruct(
-    blocks: BlockClasses, context: Tensor, classes: Tensor, step: int, places: np.ndarray, numbers: np.ndarray
+    code: BlockCode,
+    context: Tensor | None,
+    classes: Tensor,
+    size: tuple[int, int],
+    step: int,
+    places: np.ndarray,
+    numbers: np.ndarray,
 ) -> Tensor:
-    """Context (3, H, W) plus what the first of the numbers say of blocks of these classes (h, w) -> (3, H, W) in [0, 1]."""
+    """What the first of the numbers say of a picture of (h, w) blocks, that have these classes (n,): an I-frame, or beside its
+    context (3, H, W) a P-frame -> (3, H, W) in [0, 1]."""
+    blocks = code.blocks
     flat = torch.zeros(classes.numel() * blocks.latents)
     flat[torch.from_numpy(places[: len(numbers)])] = torch.from_numpy(numbers).float() * 10 ** (step / (20 * STEPS_PER_DB))
     rows = flat.reshape(classes.numel(), -1)
     busy = rows.any(1).nonzero().flatten()
-    rows = blocks.rotate(rows[busy], classes.flatten()[busy], back=True)
-    return (context + blocks.synthesise_rows(rows, busy, *classes.shape)[0]).clamp(0, 1)
+    turned = blocks.rotate(rows[busy], classes[busy], back=True)
+    if context is not None:
+        return (context + blocks.synthesise_rows(turned, busy, *size)[0]).clamp(0, 1)
+    assert isinstance(code, TwoScaleCode)
+    return code.synthesise(rows.index_copy(0, busy, turned)[None], *size)[0].clamp(0, 1)
 
 
 # -- packets -----------------------------------------------------------------------------------------------------------------

@@ -232,7 +232,7 @@ class DeepJscc(System):
         if self.training:
             # What the packet would tell, as numbers: SNR, amplitude and classes.
             told = torch.cat([snr_steps[:, None].to(x) / 2, amplitude[:, None], classes.flatten(1).to(x)], 1)
-            bits = torch.tensor([[self.blocks.class_bits(one.cpu().numpy())] for one in classes])
+            bits = torch.tensor([[self._class_bits(one)] for one in classes])
             payload: Payload = {"classes": Digital(proxy=told[:, None], est_bits=bits), "latent": latent}
             return payload, state, {"reference_mse": reference_mse(snr_db, state.fmt.cbr)}
         gain_db = 20 * math.log10(float(amplitude[0]))
@@ -240,14 +240,17 @@ class DeepJscc(System):
         packet = Packet(head + side, mcs=self._side_mcs(budget, csi))
         return {"classes": Digital([[packet]]), "latent": latent}, state, {}
 
+    def _class_bits(self, classes: Tensor) -> float:
+        return self.blocks.class_bits(classes.flatten().cpu().numpy(), self.blocks.grids(*classes.shape))
+
     def _side_information(self, classes: Tensor, budget: Budget, csi: Csi) -> tuple[bytes, int]:
         """Coded classes, and the channel uses that remain for the picture."""
         assert isinstance(self.config, SmallConfig)
         maps = classes.cpu().numpy()
         if self.training:
-            bits = sum(self.blocks.class_bits(one) for one in maps) / len(maps)
+            bits = sum(self._class_bits(one) for one in classes) / len(classes)
             return b"", max(32, budget.uses - round(bits / csi.bits_per_use))
-        side = encode_classes(maps[0], self.blocks.frequencies.cpu().numpy())
+        side = encode_classes(maps[0].ravel(), self.blocks.grids(*maps[0].shape), self.blocks.frequencies.cpu().numpy())
         size = struct.calcsize(_HEAD) + len(side)
         uses = budget.uses - budget.uses_for_packets([size], self._side_mcs(budget, csi))
         if uses < maps[0].size // 16 + 1:
@@ -317,10 +320,10 @@ class DeepJscc(System):
         if data is None or len(data) < size:
             return None
         snr_steps, gain_steps = struct.unpack_from(_HEAD, data)
-        classes = decode_classes(data[size:], h, w, self.blocks.frequencies.cpu().numpy())
+        classes = decode_classes(data[size:], self.blocks.grids(h, w), self.blocks.frequencies.cpu().numpy())
         if classes is None:
             return None
-        return snr_steps / 2, 10 ** ((gain_steps / 100 - 100) / 20), torch.from_numpy(classes)[None]
+        return snr_steps / 2, 10 ** ((gain_steps / 100 - 100) / 20), torch.from_numpy(classes).reshape(1, h, w)
 
     # -- training -------------------------------------------------------------------------------------------------------
 

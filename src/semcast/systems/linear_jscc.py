@@ -68,7 +68,7 @@ class LinearJscc(System):
         coefficients = self.blocks.analyse(pad_to(step.frames[:, 0], BLOCK))
         classes = self.blocks.classify(coefficients)[0]
         snr_steps = round(2 * max(-60.0, min(60.0, float(csi.snr_db.mean()))))
-        body = encode_classes(classes.numpy(), self.blocks.frequencies.numpy())
+        body = encode_classes(classes.flatten().numpy(), self.blocks.grids(*classes.shape), self.blocks.frequencies.numpy())
         side = struct.calcsize(_HEAD) + len(body)
         uses = budget.uses - budget.uses_for_packets([side], None)
         if uses < classes.numel() // 16 + 1:
@@ -107,10 +107,10 @@ class LinearJscc(System):
         if data is None or len(data) < size:
             return None
         snr_steps, gain_steps = struct.unpack_from(_HEAD, data)
-        decoded = decode_classes(data[size:], h, w, self.blocks.frequencies.numpy())
+        decoded = decode_classes(data[size:], self.blocks.grids(h, w), self.blocks.frequencies.numpy())
         if decoded is None:
             return None
-        classes = torch.from_numpy(decoded.reshape(-1))
+        classes = torch.from_numpy(decoded)
         plan = self.blocks.allocate(classes, rx.y.shape[1], snr_steps / 2)
         if int(plan.sent.sum()) != 2 * rx.y.shape[1]:
             return None

@@ -22,7 +22,7 @@ CONDITIONS = ((10.0, 0.042), (10.0, 0.084))
 def fit_importance(system: NtsccSmall, frames: Tensor) -> None:
     """Fit to pictures (N, 3, H, W), sides multiples of 16, as they are sent while all errors count alike."""
     system.eval()
-    tally = Tally(system.code.blocks)
+    tally = Tally(system.code)
     for index, frame in enumerate(frames.split(1)):
         shown, classes = _sent(system, frame, *CONDITIONS[index % len(CONDITIONS)], torch.Generator().manual_seed(index))
         tally.add(shown, frame, classes, partial(structural_loss, frames=frame))
@@ -30,7 +30,7 @@ def fit_importance(system: NtsccSmall, frames: Tensor) -> None:
 
 
 def _sent(system: NtsccSmall, frame: Tensor, snr_db: float, cbr: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A picture (1, 3, H, W) as received over AWGN, and the classes (h, w) of its blocks."""
+    """A picture (1, 3, H, W) as received over AWGN, and the classes (n,) of what it was sent as."""
     csi, budget = granted(frame, snr_db, cbr)
     fmt = Format(frame.shape[-2], frame.shape[-1], cbr=cbr)
     payload, _, _ = system.encode(Step(frame[:, None]), system.start(fmt, "tx"), csi, budget, generator=generator)
@@ -39,7 +39,7 @@ def _sent(system: NtsccSmall, frame: Tensor, snr_db: float, cbr: float, generato
     packets = received["hyperprior"]
     assert isinstance(packets, list)
     h, w = frame.shape[-2:]
-    parsed = parse(packets[0][0], h // BLOCK, w // BLOCK, system.code.blocks.frequencies.numpy())
+    parsed = parse(packets[0][0], system.code.grids(h // BLOCK, w // BLOCK), system.code.blocks.frequencies.numpy())
     assert decoded.frames is not None
     assert parsed is not None
     return decoded.frames[:, 0], parsed[3][0]

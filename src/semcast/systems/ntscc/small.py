@@ -1,12 +1,13 @@
 """Preset ``small`` of NTSCC: the shipped one.
 
-    frame ─▶ 16x16 blocks ─▶ g_a = KLT ─▶ y ─┬─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols
-                                            └─▶ z = class of block ─▶ range coder ─▶ packet
+    frame ─▶ blocks, and tiles of their means ─▶ g_a = KLT ─▶ y ─┬─▶ f_e: a curve for 0..6 uses per coefficient ─▶ symbols
+                                                                └─▶ z = class of block ─▶ range coder ─▶ packet
     symbols ─▶ f_d: posterior mean per coefficient, given z ─▶ y_hat ─▶ g_s ─▶ frame_hat
-    g_s = KLT^T + [conv, AF] on the grid of blocks + [conv, AF] on that of 8x8 + [conv, AF] on that of 2x2 pixels
+    g_s = g_a^-1 + [conv, AF] on the grid of blocks + [conv, AF] on that of 8x8 + [conv, AF] on that of 2x2 pixels
 
 z is a vector-quantised hyperprior: it names the variances of y, hence its entropy, hence the channel uses of every coefficient
-(:mod:`semcast.layers.block_code`). Everything starts as the closed-form code; the networks learn what to add.
+(:mod:`semcast.layers.block_code`, :mod:`semcast.layers.two_scales`). Everything starts as the closed-form code; the networks
+learn what to add.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semcast.errors import BudgetError
-from semcast.layers.block_classes import BLOCK, decode_classes, encode_classes, side_margin_db
-from semcast.layers.block_code import ADAPTED, BlockCode, Plan, joined
+from semcast.layers.block_classes import BLOCK, Grid, decode_classes, encode_classes, side_margin_db
+from semcast.layers.block_code import ADAPTED, Plan, joined, parts
 from semcast.layers.blocks import pad_to
 from semcast.layers.fair_loss import fair_loss, reference_mse
 from semcast.layers.motion import dense_flow
@@ -32,6 +33,7 @@ from semcast.layers.recall import recall
 from semcast.layers.residual import Synthesis, conditions_of
 from semcast.layers.side_rate import SideRate
 from semcast.layers.spread import despread, spread
+from semcast.layers.two_scales import TwoScaleCode
 from semcast.layers.warp import warp
 from semcast.systems.base import Side, System
 from semcast.systems.structural import structural_run_loss
@@ -60,13 +62,15 @@ class SmallConfig:
     """The shipped network.
 
     Attributes:
-        classes: of 16x16 blocks. latents: real coefficients per block at most (L). rotated: of them turned into a class's own
-            KLT. width, fine_width, finish_width: channels of g_s on the grid of blocks, on that of half blocks after it, and on
-            that of pixels two by two at last. decoder_blocks, fine_blocks, finish_blocks: residual blocks on these. embedding:
-            numbers that describe a class. distortion: what pictures are judged by, "mse" or "ms_ssim".
+        classes, tile_classes: of 16x16 blocks, and of tiles of their means. latents: real coefficients per block at most (L).
+            rotated: of them turned into a class's own KLT. width, fine_width, finish_width: channels of g_s on the grid of
+            blocks, on that of half blocks after it, and on that of pixels two by two at last. decoder_blocks, fine_blocks,
+            finish_blocks: residual blocks on these. embedding: numbers that describe a class. distortion: what pictures are
+            judged by, "mse" or "ms_ssim".
     """
 
     classes: int = 32
+    tile_classes: int = 16
     latents: int = 384
     rotated: int = 192
     width: int = 192
@@ -102,11 +106,12 @@ class NtsccSmall(System):
         super().__init__()
         self.config = config
         weighed = config.distortion != "mse"
-        self.code = BlockCode(config.classes, config.latents, config.rotated, weighed)
+        self.code = TwoScaleCode(config.classes, config.tile_classes, config.latents, config.rotated, weighed)
         self.adapted = ADAPTED if weighed else ()
-        self.register_buffer("std", torch.ones(config.latents))
+        features = config.latents + 3
+        self.register_buffer("std", torch.ones(features))
         self.g_s = Synthesis(
-            latents=config.latents,
+            latents=features,
             classes=config.classes,
             embedding=config.embedding,
             width=config.width,
@@ -134,33 +139,34 @@ class NtsccSmall(System):
         told = csi.spread_snr_db.clamp(-60, 60).round()
         mcs = budget.robust_mcs(side_margin_db(float(csi.snr_db.mean())))
         with torch.autocast("cpu", enabled=False):
-            y = self.code.blocks.analyse(frames)
+            y = self.code.analyse(frames)
+            grids = self.code.grids(frames.shape[2] // BLOCK, frames.shape[3] // BLOCK)
             bits_per_use = SideRate(budget, mcs).bits_per_use
             guess = round(0.93 * budget.uses)
-            maps = [self.code.choose(one, guess, snr, bits_per_use) for one, snr in zip(y, told.tolist(), strict=True)]
-        classes = torch.stack(maps)
-        sides = [encode_classes(one.numpy(), self.code.blocks.frequencies.numpy()) for one in maps]
+            chosen = [self.code.choose(one, grids, guess, snr, bits_per_use) for one, snr in zip(y, told.tolist(), strict=True)]
+        classes = torch.stack(chosen)
+        sides = [encode_classes(one.numpy(), grids, self.code.blocks.frequencies.numpy()) for one in chosen]
         sizes = [struct.calcsize(_HEAD) + len(side) for side in sides]
         uses = budget.uses - round(sum(budget.uses_for_packets([size], mcs) for size in sizes) / len(sizes))
-        if uses < maps[0].numel() // 16 + 1:
+        least = classes.shape[1] // 16 + 1
+        if uses < least:
             if not self.training:
                 raise BudgetError(
                     f"ntscc:small needs {sizes[0]} bytes of side information a frame and has no channel uses left for it "
                     f"at CBR {budget.cbr:g}; raise --cbr"
                 )
-            uses = maps[0].numel() // 16 + 1
-        plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(maps, told.tolist(), strict=True)]
+            uses = least
+        plans = [self.code.allocate(one, uses, snr) for one, snr in zip(chosen, told.tolist(), strict=True)]
         with torch.autocast("cpu", enabled=False):
-            blocks = y.flatten(2).movedim(1, -1)
-            shift = [self.code.shift(one, own.flatten(), plan) for one, own, plan in zip(blocks, maps, plans, strict=True)]
+            shift = [self.code.shift(one, own, plan) for one, own, plan in zip(y, chosen, plans, strict=True)]
             plans = [self.code.shifted(plan, by) for plan, by in zip(plans, shift, strict=True)]
-            symbols = self.code.modulate(blocks.flatten(0, 1), classes.flatten(), joined(plans)).reshape(len(y), -1)
+            symbols = self.code.modulate(y.flatten(0, 1), classes.flatten(), joined(plans)).reshape(len(y), -1)
         amplitude = symbols.square().mean(1).clamp_min(1e-9).rsqrt()
         latent = Analog(spread(as_complex(symbols)))
         if self.training:
             # What the packet would tell, as numbers.
             head = torch.stack([told, torch.tensor(shift).to(told), amplitude], 1)
-            proxy = torch.cat([head, classes.flatten(1).to(symbols)], 1)
+            proxy = torch.cat([head, classes.to(symbols)], 1)
             bits = torch.tensor([[8.0 * size] for size in sizes])
             payload: Payload = {"hyperprior": Digital(proxy=proxy[:, None], est_bits=bits), "latent": latent}
             return payload, state, {"reference_mse": reference_mse(csi.snr_db, state.fmt.cbr)}
@@ -172,12 +178,14 @@ class NtsccSmall(System):
     def prices(self, frames: Tensor, csi: Csi) -> Callable[[Budget], int]:
         """The price of a use, in quarter decibels, at which a picture (1, 3, H, W) takes a budget, about."""
         told = float(csi.spread_snr_db.mean().round())
-        likely = self.code.blocks.classify(self.code.blocks.analyse(pad_to(frames, BLOCK)))[0]
-        size = round(self.code.blocks.class_bits(likely.numpy()) * 0.8 / 8)
+        frames = pad_to(frames, BLOCK)
+        grids = self.code.grids(frames.shape[2] // BLOCK, frames.shape[3] // BLOCK)
+        likely = self.code.likely(self.code.analyse(frames)[0], grids)
+        size = round(self.code.blocks.class_bits(likely.numpy(), grids) * 0.8 / 8)
 
         def price(budget: Budget) -> int:
             side = budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
-            return self.code.price_of(likely.flatten(), max(budget.uses - side, 32), told)
+            return self.code.price_of(likely, max(budget.uses - side, 32), told)
 
         return price
 
@@ -207,18 +215,18 @@ class NtsccSmall(System):
 
     def _decode(self, side: object, rx: RxAnalog, fmt: Format, expected: Tensor | None) -> Tensor | None:
         h, w = math.ceil(fmt.height / BLOCK), math.ceil(fmt.width / BLOCK)
-        uses = rx.y.shape[1]
+        uses, grids = rx.y.shape[1], self.code.grids(h, w)
         if isinstance(side, RxProxy):
             numbers = side.proxy[:, 0]
             told, shift, amplitude = numbers[:, 0], numbers[:, 1], torch.where(side.arrived[:, 0], numbers[:, 2], 1.0)
-            classes = numbers[:, 3:].detach().round().long().reshape(-1, h, w)
+            classes = numbers[:, 3:].detach().round().long()
         else:
             assert isinstance(side, list)
-            parsed = parse(side[0][0], h, w, self.code.blocks.frequencies.numpy())
+            parsed = parse(side[0][0], grids, self.code.blocks.frequencies.numpy())
             if parsed is None:
                 return None
             (told, shift, amplitude), classes = torch.tensor([parsed[:3]]).T, parsed[3]
-        plans = [self.code.allocate(one.flatten(), uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
+        plans = [self.code.allocate(one, uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
         if any(int(plan.uses.sum()) != 2 * uses for plan in plans):
             return None
         plans = [self.code.shifted(plan, round(by)) for plan, by in zip(plans, shift.tolist(), strict=True)]
@@ -226,27 +234,34 @@ class NtsccSmall(System):
         # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
         values, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
         with torch.autocast("cpu", enabled=False):
-            per_block = amplitude.repeat_interleave(h * w)
+            per_block = amplitude.repeat_interleave(classes.shape[1])
             y_hat = self.code.demodulate(values.flatten(), noise.flatten(), per_block, classes.flatten(), joined(plans))
-            y_hat = y_hat.reshape(len(values), h, w, -1).movedim(-1, 1)
+            y_hat = y_hat.reshape(*classes.shape, -1)
         measured_db = -10 * noise_var.log10().mean(1)
-        conditions = conditions_of(measured_db, uses / (h * w), classes)
+        detail = classes[:, : h * w].reshape(-1, h, w)
+        conditions = conditions_of(measured_db, uses / (h * w), detail)
         with torch.autocast("cpu", enabled=False):
-            linear = self.code.blocks.synthesise(y_hat)
+            linear = self.code.synthesise(y_hat, h, w)
             if expected is not None:
-                y_hat = self._recall(y_hat, linear, classes[0], plans[0], float(measured_db), expected)
-                linear = self.code.blocks.synthesise(y_hat)
-        halves = F.pixel_unshuffle(linear, BLOCK // 2)
-        picture: Tensor = self.g_s(halves, y_hat / self.std[:, None, None], classes, conditions)
+                y_hat = self._recall(y_hat[0], linear, classes[0], plans[0], float(measured_db), expected)[None]
+                linear = self.code.synthesise(y_hat, h, w)
+            features = self.code.features(linear) / self.std[:, None, None]
+        picture: Tensor = self.g_s(F.pixel_unshuffle(linear, BLOCK // 2), features, detail, conditions)
         return picture
 
     def _recall(self, y_hat: Tensor, linear: Tensor, classes: Tensor, plan: Plan, snr_db: float, expected: Tensor) -> Tensor:
-        """Latent (1, L, h, w) given the expected picture as well, moved to where things are in ``linear`` (1, 3, H, W)."""
+        """Latent (n, L) given the expected picture as well, moved to where things are in ``linear`` (1, 3, H, W)."""
         expected = pad_to(expected, BLOCK)
         moved = warp(expected, dense_flow(linear, expected), "bicubic")
-        before = self.code.blocks.analyse(moved)[0].flatten(1).T
-        rows = recall(self.code, y_hat[0].flatten(1).T, classes, plan, snr_db, before)
-        return rows.T.reshape_as(y_hat)
+        before = self.code.analyse(moved)[0]
+        grids = self.code.grids(linear.shape[2] // BLOCK, linear.shape[3] // BLOCK)
+        known = []
+        for grid, arrived, own, last, uses, power, curve in parts(
+            grids, y_hat, classes, before, plan.uses, plan.power, plan.curve
+        ):
+            part = Plan(uses, power, curve, plan.price, plan.told)
+            known.append(recall(self.code, arrived, own.reshape(grid.height, grid.width), part, snr_db, last))
+        return torch.cat(known)
 
     # -- training --------------------------------------------------------------------------------------------------------
 
@@ -254,7 +269,7 @@ class NtsccSmall(System):
         """Start as the closed-form code: classes fitted to ``frames`` (N, 3, H, W)."""
         self.code.fit(frames)
         with torch.no_grad():
-            self.std.copy_(self.code.blocks.analyse(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
+            self.std.copy_(self.code.features(frames).square().mean((0, 2, 3)).sqrt().clamp_min(1e-3))
 
     def adapt(self, clips: Tensor) -> None:
         """Fit how much errors count, where they are weighed, to the first frames of clips (N, t, 3, H, W)."""
@@ -270,13 +285,13 @@ class NtsccSmall(System):
         return fair_loss(run[0], stage) if self.config.distortion == "mse" else structural_run_loss(run[0])
 
 
-def parse(data: bytes | None, h: int, w: int, frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
-    """Told SNR in dB, shift of the curves in dB, amplitude, classes (1, h, w) of a packet; None where it is lost or damaged."""
+def parse(data: bytes | None, grids: Sequence[Grid], frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
+    """Told SNR in dB, shift of the curves in dB, amplitude, classes (1, n) of a packet; None where it is lost or damaged."""
     size = struct.calcsize(_HEAD)
     if data is None or len(data) < size:
         return None
     told, shift, gain = struct.unpack_from(_HEAD, data)
-    classes = decode_classes(data[size:], h, w, frequencies)
+    classes = decode_classes(data[size:], grids, frequencies)
     if classes is None:
         return None
     return float(told), float(shift), 10 ** ((gain / 100 - 100) / 20), torch.from_numpy(classes)[None]

@@ -1,0 +1,149 @@
+"""A picture in two scales: what 16x16 blocks have beside their means, and the means, four by four of them a block of their own.
+
+    frame ─┬─▶ means of blocks ─┬─▶ tiles of 4x4 ─▶ KLT ─▶ rows of their own classes
+           │                    └─▶ smooth picture with the same means
+           └──────────────(-)◀──┘
+                           └─▶ detail ─▶ blocks of 16x16 ─▶ KLT ─▶ rows of theirs
+
+Means of neighbouring blocks resemble one another, and how they change tells much of the slopes within blocks. Sent block by
+block, means would be the strongest coefficients by far, each worth more channel uses than the curves of
+:mod:`semcast.layers.expansion` have. The smooth picture is linear in the means of a block and its eight neighbours, the least
+squares estimate of the picture; being an estimate from what is sent anyway, it costs nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from semcast.layers.block_classes import BLOCK, DIMS, BlockClasses, Grid
+from semcast.layers.block_code import BlockCode
+
+TILE = 4
+"""Blocks on a side of a tile."""
+TILE_DIMS = 3 * TILE**2
+NEIGHBOURS = 27
+"""Means that a block is told from: three colours of three by three blocks."""
+GREY = 0.5
+CALM = 3e-4
+"""Variance, in squared pixel values of [0, 1], below which a block counts as much as one of it for the smooth picture."""
+
+
+class TwoScaleCode(BlockCode):
+    """A :class:`BlockCode` for details and tiles of means together: rows of one picture are its details', row by row of blocks,
+    then its tiles'. The classes of details come first.
+
+    Args:
+        classes, tile_classes: of details and of tiles. latents, rotated, weighed: as of :class:`BlockCode`; at least as many
+            latents as a tile has coefficients, 48.
+    """
+
+    smooth: Tensor
+    tile_basis: Tensor
+
+    def __init__(self, classes: int, tile_classes: int, latents: int, rotated: int, weighed: bool = False) -> None:
+        super().__init__(classes + tile_classes, latents, rotated, weighed)
+        if latents < TILE_DIMS:
+            raise ValueError(f"a tile has {TILE_DIMS} coefficients, and latents is {latents}")
+        self.classes, self.tile_classes = classes, tile_classes
+        flat = torch.zeros(NEIGHBOURS, DIMS)  # a block as flat as its mean
+        for colour in range(3):
+            flat[9 * colour + 4].reshape(3, -1)[colour] = 1 / BLOCK
+        self.register_buffer("smooth", flat)
+        self.register_buffer("tile_basis", torch.eye(TILE_DIMS))  # rows: eigenvectors, strongest first
+
+    def grids(self, h: int, w: int) -> list[Grid]:
+        """Maps of a picture of (h, w) blocks: of details, and of tiles."""
+        detail = Grid(h, w, 0, self.classes)
+        return [detail, Grid(-(-h // TILE), -(-w // TILE), self.classes, self.classes + self.tile_classes)]
+
+    # -- transform -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def means(frames: Tensor) -> Tensor:
+        """Frames (N, 3, H, W) -> mean of every block less grey, at unit gain, (N, 3, H / 16, W / 16)."""
+        return (F.avg_pool2d(frames, BLOCK) - GREY) * BLOCK
+
+    def smoothed(self, means: Tensor) -> Tensor:
+        """The picture (N, 3, 16 h, 16 w) that means (N, 3, h, w) are the means of; beyond the edge they go on."""
+        n, _, h, w = means.shape
+        around = F.unfold(F.pad(means, (1, 1, 1, 1), mode="replicate"), 3)
+        return F.pixel_shuffle((self.smooth.T @ around).reshape(n, DIMS, h, w), BLOCK) + GREY
+
+    def analyse(self, frames: Tensor) -> Tensor:
+        """Frames (N, 3, H, W), sides multiples of 16 -> rows (N, blocks and tiles, L)."""
+        means = self.means(frames)
+        detail = self.blocks.analyse(frames - self.smoothed(means)).flatten(2).movedim(1, 2)
+        tiles = tiled(means) @ self.tile_basis.T
+        return torch.cat([detail, F.pad(tiles, (0, self.blocks.latents - TILE_DIMS))], 1)
+
+    def synthesise(self, rows: Tensor, h: int, w: int) -> Tensor:
+        """The inverse but for what the basis leaves out: rows of pictures of (h, w) blocks -> (N, 3, 16 h, 16 w)."""
+        detail, tiles = rows[:, : h * w], rows[:, h * w :, :TILE_DIMS]
+        picture = self.blocks.synthesise(detail.movedim(1, 2).unflatten(2, (h, w)))
+        return picture + self.smoothed(untiled(tiles @ self.tile_basis, h, w))
+
+    def features(self, frames: Tensor) -> Tensor:
+        """What a network looks at: coefficients of details' basis and means, (N, L + 3, h, w), of frames (N, 3, H, W)."""
+        return torch.cat([self.blocks.analyse(frames), self.means(frames)], 1)
+
+    # -- statistics ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, frames: Tensor, iterations: int = 15) -> None:
+        """Fit smooth pictures, then the classes of both, to frames (N, 3, H, W), sides multiples of 16."""
+        self._fit_smooth(frames)
+        means = self.means(frames)
+        C, L, M = self.classes, self.blocks.latents, self.blocks.rotated
+        detail = BlockClasses(C, L, M)
+        detail.fit(frames - self.smoothed(means), iterations)
+        whole = [max(side // TILE * TILE, 1) for side in means.shape[2:]]  # tiles that lie within the pictures
+        tiles = tiled(means[:, :, : whole[0], : whole[1]])
+        flat = tiles.flatten(0, 1)
+        _, vectors = torch.linalg.eigh((flat.T @ flat).double())
+        self.tile_basis.copy_(vectors.flip(1).T)
+        tile = BlockClasses(self.tile_classes, TILE_DIMS, min(M, TILE_DIMS))
+        classes = tile.cluster(flat @ self.tile_basis.T, iterations)
+        tile.count(classes.reshape(len(frames), -(-whole[0] // TILE), -(-whole[1] // TILE)).numpy())
+        own = self.blocks
+        own.basis.copy_(detail.basis)
+        own.mean.copy_(detail.mean)
+        own.std.fill_(1e-6)
+        own.std[:C], own.std[C:, :TILE_DIMS] = detail.std, tile.std
+        if M:
+            own.rotations[:C], own.rotations[C:] = detail.rotations, torch.eye(M)
+            own.rotations[C:, : tile.rotated, : tile.rotated] = tile.rotations
+        own.frequencies.fill_(1)
+        own.frequencies[:C, :C], own.frequencies[C:, C:] = detail.frequencies, tile.frequencies
+        self.levels.copy_(self._variances())
+
+    def _fit_smooth(self, frames: Tensor) -> None:
+        """Weighed least squares: a block counts the more the calmer it is, as it does for rates."""
+        means = self.means(frames)
+        around = F.unfold(F.pad(means, (1, 1, 1, 1), mode="replicate"), 3).movedim(1, 2).reshape(-1, 3, 9)
+        slopes = (around - around[:, :, 4:5]).flatten(1)
+        blocks = F.pixel_unshuffle(frames - GREY, BLOCK).movedim(1, -1).reshape(-1, 3, BLOCK**2)
+        blocks = (blocks - blocks.mean(2, keepdim=True)).flatten(1)
+        weight = (blocks.square().mean(1, keepdim=True) + CALM).rsqrt()
+        gram = ((slopes * weight).T @ slopes).double()
+        gram += 1e-3 * gram.diag().mean() * torch.eye(NEIGHBOURS)
+        told = torch.linalg.solve(gram, ((slopes * weight).T @ blocks).double()).float()
+        told = told.reshape(3, 9, DIMS)
+        told[:, 4] -= told.sum(1)
+        for colour in range(3):
+            told[colour, 4].reshape(3, -1)[colour] += 1 / BLOCK
+        self.smooth.copy_(told.reshape(NEIGHBOURS, DIMS))
+
+
+def tiled(means: Tensor) -> Tensor:
+    """Means (N, 3, h, w) -> tiles (N, n, 48), row by row; beyond the edge means go on."""
+    n, _, h, w = means.shape
+    means = F.pad(means, (0, -w % TILE, 0, -h % TILE), mode="replicate")
+    return F.pixel_unshuffle(means, TILE).flatten(2).movedim(1, 2).reshape(n, -1, TILE_DIMS)
+
+
+def untiled(tiles: Tensor, h: int, w: int) -> Tensor:
+    """The inverse for a picture of (h, w) blocks: (N, n, 48) -> (N, 3, h, w)."""
+    grid = tiles.movedim(1, 2).unflatten(2, (-(-h // TILE), -(-w // TILE)))
+    return F.pixel_shuffle(grid, TILE)[:, :, :h, :w]
