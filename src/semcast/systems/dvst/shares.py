@@ -32,7 +32,7 @@ CLOSE_ENOUGH, AIM = 0.97, 0.99
 SAMPLED_BIT_PRICE = 0.02
 """What a bit of motion is worth in these frames, in squared difference."""
 LOWEST, HIGHEST = -128, 64
-"""Prices that P-frames may begin at."""
+"""Prices that P-frames may begin at; what they cannot take at the lowest goes to the I-frame."""
 GRID = 2 * STEPS_PER_DB
 """Demand is estimated at prices that are multiples of this, and interpolated between them."""
 
@@ -141,7 +141,7 @@ class Group:
             share = math.sqrt(low * high)
             uses = round(share * budget.uses)
             self._likely = round(price_of(replace(budget, uses=uses, nominal_uses=uses)) + offset)
-            if uses + demand.of(1, count, self._likely) > budget.uses:
+            if uses + demand.of(1, count, max(LOWEST, self._likely)) > budget.uses:
                 high = share  # what such a price asks for is too much: less for the I-frame raises it
             else:
                 low = share
