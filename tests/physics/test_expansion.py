@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
+from types import ModuleType
 
 import pytest
 import torch
@@ -65,7 +67,7 @@ def test_the_table_says_what_the_channel_gives(uses: int, snr_db: int) -> None:
 
 
 @pytest.mark.parametrize("snr_db", [0, 10, 20])
-@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("uses", [1, 2, 3, 4, 6])
 def test_no_curve_beats_the_rate_distortion_bound(uses: int, snr_db: int) -> None:
     """m real uses carry m/2 log2(1 + SNR) bits: at most m 10 log10(1 + SNR) dB for a Gaussian source, but for sampling."""
     bound = uses * 10 * math.log10(1 + 10 ** (snr_db / 10))
@@ -73,7 +75,7 @@ def test_no_curve_beats_the_rate_distortion_bound(uses: int, snr_db: int) -> Non
     assert float(EXPANSION.gain_db[snr_db - LOW_DB, uses - 1]) < bound + 1e-4
 
 
-@pytest.mark.parametrize(("uses", "snr_db", "by_db"), [(2, 10, 1.5), (3, 10, 4.5), (2, 20, 6.5), (3, 20, 12)])
+@pytest.mark.parametrize(("uses", "snr_db", "by_db"), [(2, 10, 1.5), (3, 10, 4.5), (6, 10, 9), (2, 20, 6.5), (3, 20, 12), (6, 2, 2)])
 def test_curves_beat_repetition(uses: int, snr_db: int, by_db: float) -> None:
     """A value said m times gains 10 log10(1 + m SNR)."""
     assert reached_db(uses, snr_db) > 10 * math.log10(1 + uses * 10 ** (snr_db / 10)) + by_db
@@ -87,7 +89,7 @@ def test_gains_rise_with_snr_and_with_uses() -> None:
     assert bool((gains[: 20 - LOW_DB, 1:4].diff(dim=1) > 0.7).all())
 
 
-@pytest.mark.parametrize("uses", [1, 2, 3])
+@pytest.mark.parametrize("uses", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("snr_db", [LOW_DB, 10, HIGH_DB])
 def test_without_noise_the_value_comes_back(uses: int, snr_db: int) -> None:
     """To five thousandths of a standard deviation; a curve for the lowest SNR nearly stands still in places."""
@@ -209,3 +211,26 @@ def test_a_clear_radio_never_means_a_number_that_is_none() -> None:
                 mean = EXPANSION.decode(y, torch.full((4, uses), noise_var), torch.full((4,), index))
                 assert bool(torch.isfinite(mean).all())
                 assert uses == 1 or float(mean.abs().max()) <= REACH + 1e-3
+
+
+# -- the fit -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("snr_db", [6, 14])
+def test_the_fit_improves_what_it_starts_from(script: Callable[[str], ModuleType], snr_db: int) -> None:
+    """A staircase over two uses gains at least 1 dB in 20 steps, and stays a curve of unit power."""
+    fit = script("fit_expansion")
+    begun, before = fit.optimise(fit.start((3,)), snr_db, 0)
+    curve, after = fit.optimise(begun, snr_db, 20)
+    assert after > before + 1
+    power = (prior()[:, None] * (curve[:-1].square() + curve[:-1] * curve[1:] + curve[1:].square()) / 3).sum() / 2
+    assert float(power) == pytest.approx(1, abs=1e-3)
+
+
+def test_one_use_more_starts_from_the_curve_with_fewer(script: Callable[[str], ModuleType]) -> None:
+    """Told once more, by one of its uses or by the value itself; even before any descent one of them gains."""
+    fit = script("fit_expansion")
+    curve = EXPANSION.curves[10 - LOW_DB, 0, :, :2]
+    longer = fit.longer(curve)
+    assert [one.shape for one in longer] == [(NODES, 3)] * 3
+    assert max(fit.optimise(one, 10, 0)[1] for one in longer) > fit.optimise(curve, 10, 0)[1] + 0.5
