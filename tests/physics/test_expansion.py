@@ -75,7 +75,9 @@ def test_no_curve_beats_the_rate_distortion_bound(uses: int, snr_db: int) -> Non
     assert float(EXPANSION.gain_db[snr_db - LOW_DB, uses - 1]) < bound + 1e-4
 
 
-@pytest.mark.parametrize(("uses", "snr_db", "by_db"), [(2, 10, 1.5), (3, 10, 4.5), (6, 10, 9), (2, 20, 6.5), (3, 20, 12), (6, 2, 2)])
+@pytest.mark.parametrize(
+    ("uses", "snr_db", "by_db"), [(2, 10, 1.5), (3, 10, 4.5), (6, 10, 9), (2, 20, 6.5), (3, 20, 12), (6, 2, 2)]
+)
 def test_curves_beat_repetition(uses: int, snr_db: int, by_db: float) -> None:
     """A value said m times gains 10 log10(1 + m SNR)."""
     assert reached_db(uses, snr_db) > 10 * math.log10(1 + uses * 10 ** (snr_db / 10)) + by_db
