@@ -1,6 +1,6 @@
 """Optimise the curves of semcast.layers.expansion and write their table.
 
-python benchmarks/fit_expansion.py src/semcast/layers/expansion.safetensors [STEPS]
+python benchmarks/fit_expansion.py src/semcast/layers/expansion.safetensors
 """
 
 from __future__ import annotations
@@ -131,10 +131,9 @@ def plan_tables(gain_db: Tensor) -> dict[str, Tensor]:
     return {"thresholds": thresholds, "powers": powers, "power_price": prices}
 
 
-def main(out: str, steps: int = STEPS) -> None:
-    """Fit from the highest SNR down, every curve starting from its neighbour's or from a staircase, whichever is better.
-
-    Curves that the file has already stay where they are better.
+def main(out: str) -> None:
+    """Fit from the highest SNR down: every curve from its neighbour's, and from the best of staircases and, with more than two
+    uses, of curves with one use fewer. Curves that the file has already stay where they are better.
     """
     known = load(Path(out).read_bytes())["curves"].float() if Path(out).exists() else None
     steps_db = range(HIGH_DB, LOW_DB - 1, -1)
@@ -156,7 +155,7 @@ def main(out: str, steps: int = STEPS) -> None:
             candidates = [starts[min(range(len(starts)), key=scores.__getitem__)]]
             if last is not None:
                 candidates.append(last)
-            found = [optimise(one, snr_db, steps) for one in candidates] if steps else []
+            found = [optimise(one, snr_db, STEPS) for one in candidates]
             if known is not None and uses - 2 < known.shape[1]:
                 found.append(optimise(known[row, uses - 2, :, :uses], snr_db, 0))
             last, ratio = max(found, key=lambda item: item[1])
@@ -171,4 +170,4 @@ def main(out: str, steps: int = STEPS) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main(sys.argv[1])

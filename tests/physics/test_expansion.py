@@ -246,3 +246,15 @@ def test_one_use_more_starts_from_the_curve_with_fewer(script: Callable[[str], M
     longer = fit.longer(curve)
     assert [one.shape for one in longer] == [(NODES, 3)] * 3
     assert max(fit.optimise(one, 10, 0)[1] for one in longer) > fit.optimise(curve, 10, 0)[1] + 0.5
+
+
+def test_the_curve_for_a_decibel_less_jumps_less_often() -> None:
+    """At 10 dB with 3 uses: errors beyond 0.7 standard deviations of the source are at most half as many."""
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(3))
+    jumps = []
+    for back_db in (0, 1):
+        index = torch.full((len(x),), 10 - back_db - LOW_DB)
+        sent = EXPANSION.encode(x, 3, index)
+        heard = sent + 0.1**0.5 * torch.randn(sent.shape, generator=torch.Generator().manual_seed(4))
+        jumps.append(int(((EXPANSION.decode(heard, torch.full_like(sent, 0.1), index) - x).abs() > 0.7).sum()))
+    assert 0 < jumps[1] < jumps[0] / 2

@@ -97,8 +97,6 @@ def test_names_on_the_command_line() -> None:
 
 
 def test_a_weightless_preset_says_how_to_get_some() -> None:
-    if checkpoint.shipped("deepjscc", "paper") is not None:
-        pytest.skip("weights of deepjscc:paper come with this package")
     with pytest.raises(WeightsError, match="semcast train deepjscc --preset paper"):
         checkpoint.make_system("deepjscc:paper")
 

@@ -26,6 +26,11 @@ class Grid(NamedTuple):
     first: int
     last: int
 
+    @property
+    def blocks(self) -> int:
+        """How many there are."""
+        return self.height * self.width
+
 
 class Allocation(NamedTuple):
     """Which coefficients of every block are sent and how.
@@ -249,7 +254,7 @@ def all_contexts(classes: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
 
 def maps(classes: np.ndarray, grids: Sequence[Grid]) -> list[np.ndarray]:
     """Classes (n,) as the maps (h, w) that stand in them one after the other."""
-    parts = np.split(classes, np.cumsum([grid.height * grid.width for grid in grids])[:-1])
+    parts = np.split(classes, np.cumsum([grid.blocks for grid in grids])[:-1])
     return [part.reshape(grid.height, grid.width) for part, grid in zip(parts, grids, strict=True)]
 
 
@@ -268,7 +273,7 @@ def encode_classes(classes: np.ndarray, grids: Sequence[Grid], frequencies: np.n
 
 def decode_classes(data: bytes, grids: Sequence[Grid], frequencies: np.ndarray) -> np.ndarray | None:
     """The inverse of :func:`encode_classes`, (n,); None where the bytes cannot be such maps."""
-    count = sum(grid.height * grid.width for grid in grids)
+    count = sum(grid.blocks for grid in grids)
     if len(frequencies) == 1:
         return np.zeros(count, dtype=np.int64) if not data else None
     import constriction

@@ -358,8 +358,8 @@ class BlockCode(nn.Module):
     def shift(self, rows: Tensor, classes: Tensor, plan: Plan) -> int:
         """Decibels that symbols of these blocks will be scaled by to unit power, whole and about one on the safe side.
 
-        Values that are larger than their class says raise the power, calm blocks lower it. The curve for 1 dB less gains as
-        much as that for what is there, and is mistaken for another branch of itself three to ten times less often.
+        Values that are larger than their class says raise the power, calm blocks lower it. The curve for 1 dB less gains about
+        as much as that for what is there, and at 10 dB is mistaken for another branch of itself two to eight times less often.
         """
         if not int(plan.uses.sum()):
             return 0
@@ -394,7 +394,7 @@ class BlockCode(nn.Module):
 
 def parts(grids: Sequence[Grid], *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
     """Every grid with its part of tensors (N, ...), of which every block has a row."""
-    sizes = [grid.height * grid.width for grid in grids]
+    sizes = [grid.blocks for grid in grids]
     return zip(grids, *(tensor.split(sizes) for tensor in tensors), strict=True)
 
 

@@ -47,10 +47,7 @@ class TwoScaleCode(BlockCode):
         if latents < TILE_DIMS:
             raise ValueError(f"a tile has {TILE_DIMS} coefficients, and latents is {latents}")
         self.classes, self.tile_classes = classes, tile_classes
-        flat = torch.zeros(NEIGHBOURS, DIMS)  # a block as flat as its mean
-        for colour in range(3):
-            flat[9 * colour + 4].reshape(3, -1)[colour] = 1 / BLOCK
-        self.register_buffer("smooth", flat)
+        self.register_buffer("smooth", flat())
         self.register_buffer("tile_basis", torch.eye(TILE_DIMS))  # rows: eigenvectors, strongest first
 
     def grids(self, h: int, w: int) -> list[Grid]:
@@ -68,8 +65,7 @@ class TwoScaleCode(BlockCode):
     def smoothed(self, means: Tensor) -> Tensor:
         """The picture (N, 3, 16 h, 16 w) that means (N, 3, h, w) are the means of; beyond the edge they go on."""
         n, _, h, w = means.shape
-        around = F.unfold(F.pad(means, (1, 1, 1, 1), mode="replicate"), 3)
-        return F.pixel_shuffle((self.smooth.T @ around).reshape(n, DIMS, h, w), BLOCK) + GREY
+        return F.pixel_shuffle((self.smooth.T @ around(means)).reshape(n, DIMS, h, w), BLOCK) + GREY
 
     def analyse(self, frames: Tensor) -> Tensor:
         """Frames (N, 3, H, W), sides multiples of 16 -> rows (N, blocks and tiles, L)."""
@@ -100,11 +96,11 @@ class TwoScaleCode(BlockCode):
         detail.fit(frames - self.smoothed(means), iterations)
         whole = [max(side // TILE * TILE, 1) for side in means.shape[2:]]  # tiles that lie within the pictures
         tiles = tiled(means[:, :, : whole[0], : whole[1]])
-        flat = tiles.flatten(0, 1)
-        _, vectors = torch.linalg.eigh((flat.T @ flat).double())
+        rows = tiles.flatten(0, 1)
+        _, vectors = torch.linalg.eigh((rows.T @ rows).double())
         self.tile_basis.copy_(vectors.flip(1).T)
         tile = BlockClasses(self.tile_classes, TILE_DIMS, min(M, TILE_DIMS))
-        classes = tile.cluster(flat @ self.tile_basis.T, iterations)
+        classes = tile.cluster(rows @ self.tile_basis.T, iterations)
         tile.count(classes.reshape(len(frames), -(-whole[0] // TILE), -(-whole[1] // TILE)).numpy())
         own = self.blocks
         own.basis.copy_(detail.basis)
@@ -121,8 +117,8 @@ class TwoScaleCode(BlockCode):
     def _fit_smooth(self, frames: Tensor) -> None:
         """Weighed least squares: a block counts the more the calmer it is, as it does for rates."""
         means = self.means(frames)
-        around = F.unfold(F.pad(means, (1, 1, 1, 1), mode="replicate"), 3).movedim(1, 2).reshape(-1, 3, 9)
-        slopes = (around - around[:, :, 4:5]).flatten(1)
+        near = around(means).movedim(1, 2).reshape(-1, 3, 9)
+        slopes = (near - near[:, :, 4:5]).flatten(1)
         blocks = F.pixel_unshuffle(frames - GREY, BLOCK).movedim(1, -1).reshape(-1, 3, BLOCK**2)
         blocks = (blocks - blocks.mean(2, keepdim=True)).flatten(1)
         weight = (blocks.square().mean(1, keepdim=True) + CALM).rsqrt()
@@ -131,9 +127,20 @@ class TwoScaleCode(BlockCode):
         told = torch.linalg.solve(gram, ((slopes * weight).T @ blocks).double()).float()
         told = told.reshape(3, 9, DIMS)
         told[:, 4] -= told.sum(1)
-        for colour in range(3):
-            told[colour, 4].reshape(3, -1)[colour] += 1 / BLOCK
-        self.smooth.copy_(told.reshape(NEIGHBOURS, DIMS))
+        self.smooth.copy_(told.reshape(NEIGHBOURS, DIMS) + flat())
+
+
+def around(means: Tensor) -> Tensor:
+    """Means (N, 3, h, w) -> those of every block and its neighbours, colour by colour, (N, 27, h w); edges are repeated."""
+    return F.unfold(F.pad(means, (1, 1, 1, 1), mode="replicate"), 3)
+
+
+def flat() -> Tensor:
+    """(27, 768): blocks as flat as their means, whatever their neighbours' are."""
+    out = torch.zeros(3, 9, 3, BLOCK**2)
+    for colour in range(3):
+        out[colour, 4, colour] = 1 / BLOCK
+    return out.reshape(NEIGHBOURS, DIMS)
 
 
 def tiled(means: Tensor) -> Tensor:

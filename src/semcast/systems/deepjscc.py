@@ -246,14 +246,14 @@ class DeepJscc(System):
     def _side_information(self, classes: Tensor, budget: Budget, csi: Csi) -> tuple[bytes, int]:
         """Coded classes, and the channel uses that remain for the picture."""
         assert isinstance(self.config, SmallConfig)
-        maps = classes.cpu().numpy()
         if self.training:
             bits = sum(self._class_bits(one) for one in classes) / len(classes)
             return b"", max(32, budget.uses - round(bits / csi.bits_per_use))
-        side = encode_classes(maps[0].ravel(), self.blocks.grids(*maps[0].shape), self.blocks.frequencies.cpu().numpy())
+        first = classes[0].cpu()
+        side = encode_classes(first.flatten().numpy(), self.blocks.grids(*first.shape), self.blocks.frequencies.cpu().numpy())
         size = struct.calcsize(_HEAD) + len(side)
         uses = budget.uses - budget.uses_for_packets([size], self._side_mcs(budget, csi))
-        if uses < maps[0].size // 16 + 1:
+        if uses < first.numel() // 16 + 1:
             raise BudgetError(
                 f"deepjscc:small needs {size} bytes of side information a frame and has no channel uses left for the picture "
                 f"at CBR {budget.cbr:g}; raise --cbr"
