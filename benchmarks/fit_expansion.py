@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from semcast.layers.block_code import BELOW, DEPTH, STEPS_PER_DB, TOLD_HIGH_DB, TOLD_LOW_DB
+from semcast.layers.allocation import BELOW, DEPTH, STEPS_PER_DB, TOLD_HIGH_DB, TOLD_LOW_DB
 from semcast.layers.expansion import HIGH_DB, LOW_DB, MAX_USES, NODES, estimate, follow, nodes, prior
 
 SAMPLES, STEPS, LR = 2048, 160, 0.015

@@ -34,6 +34,7 @@ from study_numbers import (
     mean_delta,
     metric,
     minus,
+    motion_share,
     number,
     percent_below_zero,
     positions_table,
@@ -43,7 +44,6 @@ from study_numbers import (
     refused_table,
     select,
     share,
-    side_share,
     speed_table,
     stream_table,
     table,
@@ -215,7 +215,7 @@ def dvst_numbers(folder: Path) -> tuple[Values, Tables, str]:
     one = [row for row in rows if row.clip.startswith("BasketballPass")]
     values["fall"] = average([fall(row) for row in select(one, SMALL)])
     values["one clip"] = mean_delta(bd_by_clip(one, H265, SMALL, PSNR))
-    values["side falls"] = minus(*side_share(select(rows, SMALL)))
+    values["motion falls"] = minus(*motion_share(select(rows, SMALL)))
     tables |= {"positions": positions_table(one), "streams": stream_table(select(rd, SMALL))}
     for channel in ("awgn", "rayleigh"):
         rows = [row for row in snr if row.channel == channel]

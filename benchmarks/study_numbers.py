@@ -133,8 +133,8 @@ def at_point(rows: Sequence[Row], name: str, snr_db: float, told: float | None =
 
 
 def share(row: Row) -> float | None:
-    """Side information, headers and control blocks over all channel uses."""
-    return (row.digital_uses or 0) / row.channel_uses if row.channel_uses else None
+    """Side information, headers and control blocks over all channel uses; what a motion link sends is none of it."""
+    return ((row.digital_uses or 0) - uses_of(row, "motion")) / row.channel_uses if row.channel_uses else None
 
 
 def rate_error(row: Row) -> float | None:
@@ -259,16 +259,19 @@ def agreement_table(entries: Sequence[Mapping[str, float]]) -> str:
     return table(["seed", "CBR, deployed", "CBR, training", "PSNR, deployed", "PSNR, training"], lines)
 
 
-def side_share(rows: Sequence[Row]) -> tuple[float | None, float | None]:
-    """Side information of P-frames over all uses, in percent, at the lowest and at the highest CBR."""
+def motion_share(rows: Sequence[Row]) -> tuple[float | None, float | None]:
+    """The motion link over all uses, in percent, at the lowest and at the highest CBR."""
     targets = sorted({row.cbr_target for row in rows if row.cbr_target})
-    at = [[_side_share(row) for row in rows if row.cbr_target == target] for target in targets]
+    at = [
+        [100 * uses_of(row, "motion") / row.channel_uses for row in rows if row.cbr_target == target and row.channel_uses]
+        for target in targets
+    ]
     return (average(at[0]), average(at[-1])) if len(at) > 1 else (None, None)
 
 
-def _side_share(row: Row) -> float | None:
-    side = sum(uses for name, uses in row.streams.items() if name.split("/")[0] == "side")
-    return 100 * side / row.channel_uses if row.channel_uses else None
+def uses_of(row: Row, stream: str) -> int:
+    """Channel uses of a stream, its control blocks included."""
+    return sum(uses for name, uses in row.streams.items() if name.split("/")[0] == stream)
 
 
 def percent_below_zero(deltas: Mapping[str, BdDelta]) -> float | None:

@@ -26,8 +26,10 @@ from semcast.video.scenes import open_scene
 
 pytest.importorskip("accelerate", reason="training needs the extra `train`")
 
-NTSCC = NtsccConfig(classes=4, latents=64, rotated=0, width=16, fine_width=16, decoder_blocks=1, fine_blocks=1, embedding=4)
-DVST = DvstConfig(classes=4, latents=64, rotated=0, fine_width=16, fine_blocks=1, embedding=4)
+NTSCC = NtsccConfig(
+    classes=4, quarter_classes=3, latents=64, rotated=0, width=16, fine_width=16, decoder_blocks=1, fine_blocks=1, embedding=4
+)
+DVST = DvstConfig(classes=4, quarter_classes=3, latents=64, rotated=0, fine_width=16, fine_blocks=1, embedding=4)
 STEPS = 12
 
 

@@ -18,7 +18,9 @@ from semcast.systems.dvst.small import SmallConfig as DvstConfig
 from semcast.systems.ntscc.small import NtsccSmall
 from semcast.systems.ntscc.small import SmallConfig as NtsccConfig
 
-KEY = NtsccConfig(classes=4, latents=48, rotated=0, width=8, fine_width=8, decoder_blocks=1, fine_blocks=1, embedding=2)
+KEY = NtsccConfig(
+    classes=4, quarter_classes=3, latents=48, rotated=0, width=8, fine_width=8, decoder_blocks=1, fine_blocks=1, embedding=2
+)
 TINY = SmallConfig(latents=48, width=16, fine_width=8, encoder_blocks=1, decoder_blocks=1, fine_blocks=1)
 
 
@@ -105,7 +107,11 @@ def test_a_weightless_preset_says_how_to_get_some() -> None:
 
 
 def grouped() -> System:
-    return DvstSmall(DvstConfig(classes=4, latents=48, rotated=0, fine_width=8, fine_blocks=1, embedding=2), NtsccSmall(KEY), 4)
+    return DvstSmall(
+        DvstConfig(classes=4, quarter_classes=3, latents=48, rotated=0, fine_width=8, fine_blocks=1, embedding=2),
+        NtsccSmall(KEY),
+        4,
+    )
 
 
 @pytest.fixture

@@ -92,6 +92,19 @@ def test_a_loss_that_is_a_weighed_error_is_found_again() -> None:
     assert float((apart - apart.mean()).abs()[:, 5:-5].max()) < 0.5
 
 
+def test_a_class_that_never_came_counts_as_others_do() -> None:
+    """Were it worth nothing, calm pictures would take it for all of their blocks."""
+    code = TwoScaleCode(3, 1, 100, 0)
+    tally, random = Tally(code), torch.Generator().manual_seed(1)
+    classes = torch.cat([torch.arange(64) % 2, torch.full((4,), 3)])
+    for _ in range(3):
+        frames = torch.rand(1, 3, 128, 128, generator=random)
+        shown = frames + 0.05 * torch.randn(frames.shape, generator=random)
+        tally.add(shown, frames, classes, lambda seen, frames=frames: (seen - frames).square().sum())  # type: ignore[misc]
+    found = tally.steps().float().mean(1) / 4
+    assert float((found[2] - found[:2].mean()).abs()) < 1
+
+
 # -- systems -------------------------------------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ def rd() -> list[Row]:
     rows = []
     for clip, gain in (("BasketballPass", 0.7), ("b", 0.95)):
         rows += ladder(
-            "dvst:small", gain, clip=clip, streams={"side": 100, "side/control": 50, "latent": 850}, weights="00" * 8
+            "dvst:small", gain, clip=clip, streams={"motion": 100, "motion/control": 50, "latent": 850}, weights="00" * 8
         )
         rows += ladder("h264-ldpc", 1.0, clip=clip) + ladder("h265-ldpc", 0.8, clip=clip)
     return rows
@@ -91,7 +91,7 @@ def test_bd_rate_by_clip_and_table(bench: ModuleType, rd: list[Row]) -> None:
 
 def test_frames_apart(bench: ModuleType, rd: list[Row]) -> None:
     assert bench.fall(rd[0]) == pytest.approx(2.0)
-    assert bench.side_share(bench.select(rd, "dvst:small")) == (15.0, 15.0)
+    assert bench.motion_share(bench.select(rd, "dvst:small")) == (15.0, 15.0)
 
 
 def test_drift_is_the_gap_of_both_ends(bench: ModuleType) -> None:

@@ -9,10 +9,20 @@ from hypothesis import strategies as st
 
 from semcast.layers import block_motion
 from semcast.layers.block_motion import LIMIT, SPAN, Motion
-from semcast.layers.side_coder import CLASS_CONTEXTS, GROUPS, Tables, class_contexts, decode_run, encode_run, groups
+from semcast.layers.side_coder import (
+    CLASS_CONTEXTS,
+    GROUPS,
+    Tables,
+    class_contexts,
+    decode_maps,
+    decode_motion,
+    encode_run,
+    groups,
+)
 
 CLASSES = 8
 H, W = 5, 7
+QUARTERS = 3
 Run = list[tuple[Motion, np.ndarray]]
 
 
@@ -21,7 +31,8 @@ def tables(classes: int = CLASSES, seed: int = 0) -> Tables:
     motion = block_motion.Counts(
         *(rng.integers(1, 60000, shape.shape).astype(np.int32) for shape in block_motion.Counts.zeros())
     )
-    return Tables(motion, rng.integers(1, 60000, (CLASS_CONTEXTS, classes)).astype(np.int32))
+    own = rng.integers(1, 60000, (CLASS_CONTEXTS, classes + 1)), rng.integers(1, 60000, (1 + QUARTERS + QUARTERS**2, QUARTERS))
+    return Tables(motion, *(table.astype(np.int32) for table in own))
 
 
 TABLES = tables()
@@ -35,8 +46,16 @@ def any_run(count: int, h: int = H, w: int = W, seed: int = 0, classes: int = CL
         own = np.where(rng.random((h, w, 1, 1)) < 0.3, rng.integers(-SPAN, SPAN + 1, (h, w, 4, 2)), 0)
         quarters = (base[:, :, None] + own).clip(-LIMIT, LIMIT)
         motion = Motion(base, (quarters != base[:, :, None]).any((2, 3)), quarters)
-        run.append((motion, rng.integers(0, classes, (h, w))))
+        whole = rng.integers(0, classes + 1, h * w)
+        quarters = np.where(whole[:, None] == classes, classes + 1 + rng.integers(0, QUARTERS, (h * w, 4)), classes)
+        run.append((motion, np.concatenate([whole, quarters.ravel()])))
     return run
+
+
+def decode_run(data: tuple[bytes, bytes], count: int, h: int, w: int, own: Tables) -> Run | None:
+    """Both strings; nothing where either is none."""
+    motion, maps = decode_motion(data[0], count, h, w, own), decode_maps(data[1], count, h, w, own)
+    return None if motion is None or maps is None else list(zip(motion, maps, strict=True))
 
 
 def check_same(found: Run | None, run: Run) -> None:
@@ -52,8 +71,12 @@ def check_valid(found: Run | None, count: int) -> None:
         return
     assert len(found) == count
     for motion, classes in found:
-        assert classes.shape == (H, W)
-        assert 0 <= classes.min() <= classes.max() < CLASSES
+        assert classes.shape == (5 * H * W,)
+        whole, quarters = classes[: H * W], classes[H * W :].reshape(-1, 4)
+        assert 0 <= whole.min() <= whole.max() <= CLASSES
+        assert bool((quarters[whole < CLASSES] == CLASSES).all())
+        own = quarters[whole == CLASSES]
+        assert not own.size or CLASSES < own.min() <= own.max() <= CLASSES + QUARTERS
         assert motion.field().shape == (2 * H, 2 * W, 2)
         assert np.abs(motion.quarters).max() <= LIMIT
 
@@ -65,56 +88,52 @@ def test_any_run_comes_back(count: int, h: int, w: int, classes: int, seed: int)
     check_same(decode_run(encode_run(run, own), count, h, w, own), run)
 
 
-def test_without_motion_classes_come_back_and_nothing_moves() -> None:
-    run = any_run(4)
-    data = encode_run(run, TABLES, moving=False)
-    assert len(data) < len(encode_run(run, TABLES))
-    check_same(decode_run(data, 4, H, W, TABLES, moving=False), [(Motion.still(H, W), classes) for _, classes in run])
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=80), st.integers(1, 4))
 def test_garbage_is_a_run_or_nothing(data: bytes, count: int) -> None:
-    check_valid(decode_run(data, count, H, W, TABLES), count)
+    check_valid(decode_run((data, data), count, H, W, TABLES), count)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 400), st.integers(1, 4))
 def test_a_damaged_run_is_a_run_or_nothing(position: int, flip: int, cut: int, count: int) -> None:
-    data = bytearray(encode_run(any_run(2, seed=7), TABLES))
-    data[position % len(data)] ^= flip
-    check_valid(decode_run(bytes(data[: len(data) - cut % len(data)]), count, H, W, TABLES), count)
+    damaged = []
+    for string in encode_run(any_run(2, seed=7), TABLES):
+        data = bytearray(string)
+        data[position % len(data)] ^= flip
+        damaged.append(bytes(data[: len(data) - cut % len(data)]))
+    check_valid(decode_run((damaged[0], damaged[1]), count, H, W, TABLES), count)
 
 
 def test_nothing_received_is_no_exception() -> None:
     for data in (b"", b"\0", b"\0" * 4, b"\xff" * 9):
-        check_valid(decode_run(data, 4, H, W, TABLES), 4)
+        check_valid(decode_run((data, data), 4, H, W, TABLES), 4)
 
 
 def test_zeros_at_the_end_are_not_sent() -> None:
     """And are put back: of many runs every one is whole, whatever its last words are."""
     lengths = set()
-    for seed in range(40):
+    for seed in range(300):
         run = any_run(1, 1, 2, seed)
         data = encode_run(run, TABLES)
-        lengths.add(len(data) % 4)
-        assert not data.endswith(b"\0")
+        lengths |= {len(string) % 4 for string in data}
+        assert not any(string.endswith(b"\0") for string in data)
         check_same(decode_run(data, 1, 1, 2, TABLES), run)
     assert len(lengths) > 1
 
 
 def test_later_frames_lean_on_earlier_ones() -> None:
     """Under tables that say so, a map that stays as it was costs next to nothing; alone it costs what it costs."""
-    often = np.ones((CLASS_CONTEXTS, CLASSES), dtype=np.int32)
+    often = np.ones((CLASS_CONTEXTS, CLASSES + 1), dtype=np.int32)
     group = groups(CLASSES)
     for context in range(CLASS_CONTEXTS):
         earlier = context % (GROUPS + 1)
         often[context, group == earlier] = 20000
-    own = Tables(TABLES.motion, often)
+    own = TABLES._replace(classes=often)
     run = any_run(1, seed=3)
     motion = Motion(*(np.zeros_like(part) for part in run[0][0]))
-    classes = (np.arange(H * W).reshape(H, W) % 2) * (CLASSES - 1)
-    alone, twice = (len(encode_run([(motion, classes)] * count, own)) for count in (1, 2))
+    classes = np.concatenate([(np.arange(H * W) % 2) * (CLASSES - 1), np.full(4 * H * W, CLASSES)])
+    alone, twice = (len(encode_run([(motion, classes)] * count, own)[1]) for count in (1, 2))
     assert twice - alone < 0.75 * alone
     check_same(decode_run(encode_run([(motion, classes)] * 2, own), 2, H, W, own), [(motion, classes)] * 2)
 
@@ -122,12 +141,13 @@ def test_later_frames_lean_on_earlier_ones() -> None:
 @pytest.mark.parametrize("classes", [1, 2, 3, 8, 32])
 def test_groups_follow_activity(classes: int) -> None:
     group = groups(classes)
-    assert group.shape == (classes,)
+    assert group.shape == (classes + 1,)
     assert group[0] == 0
     assert bool((np.diff(group) >= 0).all())
     assert group.max() < GROUPS
     assert classes < 4 or len(np.unique(group)) == GROUPS
     assert bool((group[1:] > 0).all())
+    assert bool((group[:-1] < group[-1]).all())  # blocks that are split are like no others
 
 
 def test_contexts_tell_neighbours_and_the_frame_before_apart() -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiny_systems import FITTED_ON, scene
 from torch import Tensor
 
-from semcast.layers.block_classes import BLOCK, DIMS
+from semcast.layers.block_classes import BLOCK, DIMS, decode_classes, encode_classes
 from semcast.layers.block_code import BlockCode, parts
 from semcast.layers.two_scales import NEIGHBOURS, TILE, TILE_DIMS, TwoScaleCode, tiled, untiled
 
@@ -75,11 +75,8 @@ def test_pictures_get_better_than_block_by_block() -> None:
     for two in (True, False):
         code: BlockCode = TwoScaleCode(6, 2, 96, 16) if two else BlockCode(8, 96, 16)
         code.fit(torch.cat([pictures, pictures.flip(3)]), 6)
-        if isinstance(code, TwoScaleCode):
-            rows, grids = code.analyse(frames)[0], code.grids(h, w)
-        else:
-            rows, grids = code.blocks.analyse(frames)[0].flatten(1).T, code.blocks.grids(h, w)
-        classes = code.likely(rows, grids)
+        rows = code.analyse(frames)[0]
+        classes = code.likely(rows, code.grids(h, w))
         plan = code.allocate(classes, uses, snr_db)
         symbols = code.modulate(rows, classes, plan)
         scale = symbols.square().mean().rsqrt()
@@ -87,11 +84,7 @@ def test_pictures_get_better_than_block_by_block() -> None:
         noise = math.sqrt(noise_var) * torch.randn(symbols.shape, generator=torch.Generator().manual_seed(2))
         noise_of = torch.full_like(symbols, noise_var)
         rows = code.demodulate(symbols * scale + noise, noise_of, scale.expand(len(classes)), classes, plan)
-        if isinstance(code, TwoScaleCode):
-            shown = code.synthesise(rows[None], h, w)
-        else:
-            shown = code.blocks.synthesise(rows.T.reshape(1, -1, h, w))
-        errors.append(float((shown - frames).square().mean()))
+        errors.append(float((code.synthesise(rows[None], h, w) - frames).square().mean()))
     assert 10 * math.log10(errors[1] / errors[0]) > 0.5
 
 
@@ -111,3 +104,20 @@ def test_details_and_tiles_have_classes_of_their_own() -> None:
 def test_fewer_latents_than_a_tile_has_are_refused() -> None:
     with pytest.raises(ValueError, match="48 coefficients"):
         TwoScaleCode(4, 2, TILE_DIMS - 1, 0)
+
+
+def test_quarters_and_tiles_stand_side_by_side() -> None:
+    """Rows and maps of details, their quarters, then tiles; what is chosen comes back from its bytes."""
+    code = TwoScaleCode(4, 2, 96, 16, quarters=3)
+    code.fit(torch.cat([scene(name, 2, 192, 128) for name in FITTED_ON]), 4)
+    frames, grids = scene("coffee-pan", 1, 96, 80), code.grids(5, 6)
+    rows = code.analyse(frames)
+    assert rows.shape == (1, 30 + 120 + 4, 96)
+    classes = code.choose(rows[0], grids, 600, 10.0, 2.0)
+    assert bool((classes[:30] == code.split).any())
+    data = encode_classes(classes.numpy(), grids, *code.tables())
+    back = decode_classes(data, grids, *code.tables())
+    assert back is not None
+    assert back.tolist() == classes.tolist()
+    ideal = code.blocks.class_bits(classes.numpy(), grids, code.tables()[1])
+    assert ideal - 1 <= 8 * len(data) <= ideal + 48

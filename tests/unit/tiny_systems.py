@@ -20,9 +20,10 @@ from semcast.types import Decoded, Format, Payload, Received, Step
 from semcast.video.scenes import open_scene
 
 NTSCC = NtsccConfig(
-    classes=8, tile_classes=2, latents=96, rotated=16, width=16, fine_width=8, decoder_blocks=1, fine_blocks=1, embedding=4
-)
-DVST = DvstConfig(classes=8, latents=96, rotated=16, fine_width=8, fine_blocks=1, embedding=4, run=2)
+    classes=8, quarter_classes=4, tile_classes=2, latents=96, rotated=16, width=16, fine_width=8, decoder_blocks=1,
+    fine_blocks=1, embedding=4,
+)  # fmt: skip
+DVST = DvstConfig(classes=8, quarter_classes=4, latents=96, rotated=16, fine_width=8, fine_blocks=1, embedding=4, run=2)
 FITTED_ON = ("astronaut-pan", "rocket-zoom", "camera-shake", "gravel-rotate")
 
 

@@ -6,8 +6,9 @@ many channel uses a block gets and how power is shared out (water-filling); its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +17,39 @@ from torch import Tensor, nn
 
 BLOCK = 16
 DIMS = 3 * BLOCK**2
+HALF = BLOCK // 2
+QUARTER_DIMS = DIMS // 4
+NOTHING = 1e-6
+"""Standard deviation of a coefficient that a class does not have."""
+
+
+class Kind(NamedTuple):
+    """Classes of blocks of one size, from ``first`` to before ``last``, their coefficients, and how many of these are turned
+    into a class's own KLT."""
+
+    first: int
+    last: int
+    latents: int
+    rotated: int
 
 
 class Grid(NamedTuple):
-    """A map of classes: its height and width in blocks, and the classes that may occur, from ``first`` to before ``last``."""
+    """A map of classes: its height and width in blocks, and the classes that may occur, from ``first`` to before ``last``.
+
+    In a map of ``quarters`` every block has four: upper left, upper right, lower left, lower right. It follows on the map whose
+    last class says that a block is split; the quarters of all others have that class as well, and are not told.
+    """
 
     height: int
     width: int
     first: int
     last: int
+    quarters: bool = False
 
     @property
     def blocks(self) -> int:
-        """How many there are."""
-        return self.height * self.width
+        """How many rows of coefficients they have."""
+        return self.height * self.width * (4 if self.quarters else 1)
 
 
 class Allocation(NamedTuple):
@@ -69,25 +89,47 @@ class BlockClasses(nn.Module):
     Args:
         classes: number of classes. latents: coefficients per block that may be sent (L). rotated: the first so many
             coefficients are turned into every class's own KLT (0: all classes share one). floor: variance below which
-            differences between classes do not count, in squared pixel values of [0, 1].
+            differences between classes do not count, in squared pixel values of [0, 1]. more: kinds of other sizes, whose
+            classes follow: how many, and ``latents`` and ``rotated`` of each; no more latents than here. Their bases are the
+            caller's.
     """
 
     basis: Tensor
     mean: Tensor
     std: Tensor
     frequencies: Tensor
-    rotations: Tensor
 
-    def __init__(self, classes: int, latents: int = DIMS, rotated: int = 0, floor: float = 3e-4) -> None:
+    def __init__(
+        self,
+        classes: int,
+        latents: int = DIMS,
+        rotated: int = 0,
+        floor: float = 3e-4,
+        more: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
         super().__init__()
-        self.classes, self.latents, self.rotated, self.floor = classes, latents, rotated, floor
+        self.kinds: list[Kind] = []
+        for count, length, turned in ((classes, latents, rotated), *more):
+            first = self.kinds[-1].last if self.kinds else 0
+            if turned:  # rows: a class's own eigenvectors
+                self.register_buffer(_rotations(len(self.kinds)), torch.eye(turned).repeat(count, 1, 1))
+            self.kinds.append(Kind(first, first + count, length, turned))
+        self.classes, self.latents, self.floor = self.kinds[-1].last, latents, floor
         self._order: tuple[Tensor, Tensor] | None = None
         self.register_buffer("basis", torch.eye(DIMS)[:latents].clone())  # rows: eigenvectors, strongest first
         self.register_buffer("mean", torch.full((DIMS,), 0.5))
-        self.register_buffer("std", torch.ones(classes, latents))
-        if rotated:
-            self.register_buffer("rotations", torch.eye(rotated).repeat(classes, 1, 1))  # rows: a class's own eigenvectors
-        self.register_buffer("frequencies", torch.ones(classes, classes, dtype=torch.int32))  # of a class, given its context
+        std = torch.full((self.classes, latents), NOTHING)
+        for kind in self.kinds:
+            std[kind.first : kind.last, : kind.latents] = 1
+        self.register_buffer("std", std)
+        counts = torch.ones(self.classes, self.classes, dtype=torch.int32)
+        self.register_buffer("frequencies", counts)  # of a class, given its context
+
+    def rotations_of(self, kind: int) -> Tensor:
+        """(C, rotated, rotated) of the classes of a kind; rows: a class's own eigenvectors."""
+        own = self.kinds[kind]
+        rotations: Tensor = getattr(self, _rotations(kind)) if own.rotated else self.std.new_zeros(own.last - own.first, 0, 0)
+        return rotations
 
     def grids(self, h: int, w: int) -> list[Grid]:
         """The one map of a picture of (h, w) blocks, for the coder of maps."""
@@ -98,24 +140,9 @@ class BlockClasses(nn.Module):
         blocks = F.pixel_unshuffle(frames, BLOCK) - self.mean[:, None, None]
         return (self.basis @ blocks.flatten(2)).unflatten(2, blocks.shape[2:])
 
-    def synthesise(self, coefficients: Tensor) -> Tensor:
-        """The inverse of :meth:`analyse` but for what the basis leaves out: (N, L, h, w) -> (N, 3, 16 h, 16 w)."""
-        blocks = (self.basis.T @ coefficients.flatten(2)).unflatten(2, coefficients.shape[2:]) + self.mean[:, None, None]
-        return F.pixel_shuffle(blocks, BLOCK)
-
-    def analyse_rows(self, pixels: Tensor, count: int) -> Tensor:
-        """The first so many coefficients of blocks (n, 768), as :meth:`pixels` makes them: (n, count)."""
-        return pixels @ self.basis[:count].T
-
-    def pixels(self, frame: Tensor) -> Tensor:
-        """Blocks of a picture (3, 16 h, 16 w), less the mean block: (h w, 768)."""
-        h, w = frame.shape[1] // BLOCK, frame.shape[2] // BLOCK
-        return frame.reshape(3, h, BLOCK, w, BLOCK).permute(1, 3, 0, 2, 4).reshape(h * w, DIMS) - self.mean
-
-    def synthesise_rows(self, rows: Tensor, index: Tensor, h: int, w: int) -> Tensor:
-        """A picture (1, 3, 16 h, 16 w) whose blocks at these indices (n,) have coefficients (n, L), all others none."""
-        blocks = self.mean.repeat(h * w, 1).index_add(0, index, rows @ self.basis)
-        return blocks.reshape(h, w, 3, BLOCK, BLOCK).permute(2, 0, 3, 1, 4).reshape(1, 3, h * BLOCK, w * BLOCK)
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Blocks of pictures (N, 3, 16 h, 16 w), less the mean block: (N, h w, 768)."""
+        return blocked(frames) - self.mean
 
     def classify(self, coefficients: Tensor) -> Tensor:
         """(N, L, h, w) -> (N, h, w) int64, the likeliest class."""
@@ -124,33 +151,40 @@ class BlockClasses(nn.Module):
         rows = coefficients.movedim(1, -1)
         return self.classify_rows(rows.flatten(0, -2)).reshape(rows.shape[:-1])
 
-    def classify_rows(self, rows: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """(N, L) -> (N,), the likeliest class, from ``first`` to before ``last``: of its own variances in its own basis."""
-        variance = self.std[first:last].square() + self.floor
-        energies = self.energies(rows, first, last)
-        return first + self.weighed(rows, energies, 1 / variance, variance.log().sum(1)).argmin(1)
+    def classify_rows(self, rows: Tensor, kind: int = 0) -> Tensor:
+        """(N, L) -> (N,), the likeliest class of a kind: of its own variances in its own basis."""
+        first, last, latents, _ = self.kinds[kind]
+        variance = self.std[first:last, :latents].square() + self.floor
+        energies = self.energies(rows, kind)
+        return first + self.weighed(rows[:, :latents], energies, 1 / variance, variance.log().sum(1)).argmin(1)
 
-    def energies(self, rows: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Squares of the rotated coefficients of blocks (N, L) in every class's own basis, class by class: (N, C rotated)."""
-        M = self.rotated
-        return F.linear(rows[:, :M], self.rotations[first:last].flatten(0, 1)).square_() if M else rows[:, :0]
+    def energies(self, rows: Tensor, kind: int = 0) -> Tensor:
+        """Squares of the rotated coefficients of blocks (N, L) in every own basis of a kind's classes, (N, C rotated)."""
+        M = self.kinds[kind].rotated
+        return F.linear(rows[:, :M], self.rotations_of(kind).flatten(0, 1)).square_() if M else rows[:, :0]
 
-    def weighed(self, rows: Tensor, energies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Sums of weighed squares of blocks (N, L), given their energies, in every class, plus biases (C,): (N, C)."""
-        M = self.rotated
+    @staticmethod
+    def weighed(rows: Tensor, energies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Sums of weighed squares of blocks (N, L), given their energies in classes of one kind, in each of them, plus biases
+        (C,): (N, C)."""
+        M = energies.shape[1] // len(weight)
         score = rows[:, M:].square() @ weight[:, M:].T + bias
         return score + (energies.unflatten(1, (-1, M)).movedim(1, 0) @ weight[:, :M, None])[..., 0].T if M else score
 
     def rotate(self, rows: Tensor, classes: Tensor, *, back: bool = False) -> Tensor:
         """Turn (N, L) coefficients of blocks of these classes (N,) into their classes' own bases, or back."""
-        M = self.rotated
-        if not M:
+        if not any(kind.rotated for kind in self.kinds):
             return rows
         order = classes.argsort()
         counts = torch.bincount(classes, minlength=self.classes).tolist()
-        pieces = rows[order, :M].split(counts)
-        turned = torch.cat([x @ (R if back else R.T) for x, R in zip(pieces, self.rotations, strict=True)])
-        return torch.cat([turned[order.argsort()], rows[:, M:]], 1)
+        pieces, turned, at = rows[order].split(counts), [], 0
+        for number, kind in enumerate(self.kinds):
+            M = kind.rotated
+            for R in self.rotations_of(number):
+                x = pieces[at]
+                turned.append(torch.cat([x[:, :M] @ (R if back else R.T), x[:, M:]], 1) if M and len(x) else x)
+                at += 1
+        return torch.cat(turned)[order.argsort()]
 
     def _strongest_first(self) -> Tensor:
         """Indices of (class, coefficient) by falling variance; kept while the statistics stay the same."""
@@ -200,7 +234,7 @@ class BlockClasses(nn.Module):
     @torch.no_grad()
     def cluster(self, rows: Tensor, iterations: int = 15) -> Tensor:
         """Hard EM: fit the classes, the calmest first, to blocks (N, L), and return theirs (N,)."""
-        C, L, M = self.classes, self.latents, self.rotated
+        C, L, M = self.classes, self.latents, self.kinds[0].rotated
         squares = rows.square()
         overall = squares.mean(0).clamp_min(1e-9)
         classes = torch.empty(len(rows), dtype=torch.long)
@@ -214,28 +248,66 @@ class BlockClasses(nn.Module):
             self.std.copy_(variance[order].sqrt())
             if iteration >= iterations:
                 for index, old in enumerate(order.tolist()):
-                    own = rows[classes == old, :M].double()
-                    prior = 60 * self.std[index, :M].double().square().diag()
-                    values, vectors = torch.linalg.eigh((own.T @ own + prior) / (len(own) + 60))
-                    self.rotations[index] = vectors.flip(1).T
-                    self.std[index, :M] = values.flip(0).clamp_min(1e-9).sqrt()
+                    self._turn(index, rows[classes == old], 0)
             classes = self.classify_rows(rows)
         return classes
 
+    @torch.no_grad()
+    def estimate(self, rows: Tensor, classes: Tensor, kind: int) -> None:
+        """Take variances and bases of a kind from blocks (N, L) of these classes (N,), from 0 on; what few blocks tell of leans
+        on all."""
+        first, last, latents, rotated = self.kinds[kind]
+        squares = rows.square()
+        total = torch.zeros(last - first, latents).index_add_(0, classes, squares)
+        count = torch.bincount(classes, minlength=last - first)[:, None]
+        self.std[first:last, :latents] = ((total + 8 * squares.mean(0).clamp_min(1e-9)) / (count + 8)).sqrt()
+        for index in range(last - first) if rotated else ():
+            self._turn(index, rows[classes == index], kind)
+
+    def _turn(self, index: int, rows: Tensor, kind: int) -> None:
+        """The KLT of a class of a kind that has its variances, from its blocks (n, L)."""
+        first, _, _, M = self.kinds[kind]
+        own = rows[:, :M].double()
+        prior = 60 * self.std[first + index, :M].double().square().diag()
+        values, vectors = torch.linalg.eigh((own.T @ own + prior) / (len(own) + 60))
+        self.rotations_of(kind)[index] = vectors.flip(1).T
+        self.std[first + index, :M] = values.flip(0).clamp_min(1e-9).sqrt()
+
     def count(self, maps: np.ndarray) -> None:
         """Take frequencies of classes in their contexts from maps (N, h, w)."""
-        table = np.zeros((self.classes, self.classes), dtype=np.int64)
-        for one in maps:
-            np.add.at(table, (contexts(one), one), 1)
-        # Counts of 16 bits; every class stays possible in every context.
-        scaled = 1 + np.floor(table / np.maximum(table.sum(1, keepdims=True), 1) * 60000)
-        self.frequencies.copy_(torch.from_numpy(scaled.astype(np.int32)))
+        self.frequencies.copy_(torch.from_numpy(pair_counts(maps, self.classes)))
 
-    def class_bits(self, classes: np.ndarray, grids: Sequence[Grid]) -> float:
+    def class_bits(self, classes: np.ndarray, grids: Sequence[Grid], of_quarters: np.ndarray | None = None) -> float:
         """Ideal code length of maps in bits, as :func:`encode_classes` approaches it."""
-        table = self.frequencies.cpu().numpy().astype(np.float64)
-        table /= table.sum(1, keepdims=True)
-        return float(-np.log2(table[all_contexts(classes, grids), classes]).sum())
+        tables = self.frequencies.cpu().numpy(), of_quarters
+        return float(sum(-np.log2(rows[range(len(rows)), symbols]).sum() for symbols, rows in _coded(classes, grids, *tables)))
+
+
+def blocked(frames: Tensor) -> Tensor:
+    """Pictures (N, 3, 16 h, 16 w) -> their blocks (N, h w, 768), colour by colour, row by row."""
+    n, _, height, width = frames.shape
+    blocks = frames.reshape(n, 3, height // BLOCK, BLOCK, width // BLOCK, BLOCK)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, DIMS)
+
+
+def unblocked(blocks: Tensor, h: int, w: int) -> Tensor:
+    """The inverse for pictures of (h, w) blocks: (N, h w, 768) -> (N, 3, 16 h, 16 w)."""
+    return blocks.reshape(-1, h, w, 3, BLOCK, BLOCK).permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, h * BLOCK, w * BLOCK)
+
+
+def quartered(blocks: Tensor) -> Tensor:
+    """Blocks (n, 768) -> their quarters (4 n, 192), upper left, upper right, lower left, lower right."""
+    return blocks.reshape(-1, 3, 2, HALF, 2, HALF).permute(0, 2, 4, 1, 3, 5).reshape(-1, QUARTER_DIMS)
+
+
+def joined_quarters(quarters: Tensor) -> Tensor:
+    """The inverse: (4 n, 192) -> (n, 768)."""
+    return quarters.reshape(-1, 2, 2, 3, HALF, HALF).permute(0, 3, 1, 4, 2, 5).reshape(-1, DIMS)
+
+
+def _rotations(kind: int) -> str:
+    """Name of a buffer."""
+    return f"rotations_{kind}".removesuffix("_0")
 
 
 def contexts(classes: np.ndarray, first: int = 0) -> np.ndarray:
@@ -247,31 +319,71 @@ def contexts(classes: np.ndarray, first: int = 0) -> np.ndarray:
     return (left + up + 1) // 2
 
 
-def all_contexts(classes: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
-    """Contexts of the classes (n,) of maps, one after the other."""
-    return np.concatenate([contexts(one, grid.first).ravel() for one, grid in zip(maps(classes, grids), grids, strict=True)])
+def pair_counts(maps: np.ndarray, classes: int) -> np.ndarray:
+    """Frequencies (classes, classes) of 16 bits of classes in their contexts, from maps (N, h, w)."""
+    table = np.zeros((classes, classes), dtype=np.int64)
+    for one in maps:
+        np.add.at(table, (contexts(one), one), 1)
+    # Every class stays possible in every context.
+    scaled: np.ndarray = (1 + np.floor(table / np.maximum(table.sum(1, keepdims=True), 1) * 60000)).astype(np.int32)
+    return scaled
+
+
+def quarter_contexts(quarters: np.ndarray, count: int) -> np.ndarray:
+    """Contexts (n, 4) of the quarters of blocks, classes (n, 4) counted from 0 to before ``count``: the first has none, the two
+    beside it have the first, the last has these two."""
+    first, right, below, _ = quarters.T
+    return np.stack([0 * first, 1 + first, 1 + first, 1 + count + right * count + below], 1)
+
+
+def quarter_context_count(count: int) -> int:
+    """How many contexts :func:`quarter_contexts` tells apart."""
+    return 1 + count + count**2
 
 
 def maps(classes: np.ndarray, grids: Sequence[Grid]) -> list[np.ndarray]:
-    """Classes (n,) as the maps (h, w) that stand in them one after the other."""
+    """Classes (n,) as the maps (h, w), of quarters (h w, 4), that stand in them one after the other."""
     parts = np.split(classes, np.cumsum([grid.blocks for grid in grids])[:-1])
-    return [part.reshape(grid.height, grid.width) for part, grid in zip(parts, grids, strict=True)]
+    shapes = [(-1, 4) if grid.quarters else (grid.height, grid.width) for grid in grids]
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def encode_classes(classes: np.ndarray, grids: Sequence[Grid], frequencies: np.ndarray) -> bytes:
-    """Range-code maps of classes, (n,) in all, under the static table (classes, classes) of integer frequencies."""
+def _coded(
+    classes: np.ndarray, grids: Sequence[Grid], frequencies: np.ndarray, of_quarters: np.ndarray | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Symbols (n,) of every map and the probabilities (n, S) that they are coded under."""
+    table = frequencies / frequencies.sum(1, keepdims=True)
+    out = []
+    for grid, one in zip(grids, maps(classes, grids), strict=True):
+        if grid.quarters:
+            assert of_quarters is not None
+            own, rows = one[one[:, 0] >= grid.first] - grid.first, of_quarters / of_quarters.sum(1, keepdims=True)
+            out.append((own.ravel(), rows[quarter_contexts(own, grid.last - grid.first).ravel()]))
+        else:
+            out.append((one.ravel(), table[contexts(one, grid.first).ravel()]))
+    return out
+
+
+def encode_classes(
+    classes: np.ndarray, grids: Sequence[Grid], frequencies: np.ndarray, of_quarters: np.ndarray | None = None
+) -> bytes:
+    """Range-code maps of classes, (n,) in all, under static tables of integer frequencies: (classes, classes), and of quarters
+    (contexts, quarters' classes)."""
     if len(frequencies) == 1:
         return b""
     import constriction
 
-    table = frequencies / frequencies.sum(1, keepdims=True)
     encoder = constriction.stream.queue.RangeEncoder()
     model = constriction.stream.model.Categorical(perfect=False)
-    encoder.encode(classes.astype(np.int32), model, table[all_contexts(classes, grids)])
+    for symbols, rows in _coded(classes, grids, frequencies, of_quarters):
+        if len(symbols):
+            encoder.encode(symbols.astype(np.int32), model, rows)
     return encoder.get_compressed().astype("<u4").tobytes()
 
 
-def decode_classes(data: bytes, grids: Sequence[Grid], frequencies: np.ndarray) -> np.ndarray | None:
+def decode_classes(
+    data: bytes, grids: Sequence[Grid], frequencies: np.ndarray, of_quarters: np.ndarray | None = None
+) -> np.ndarray | None:
     """The inverse of :func:`encode_classes`, (n,); None where the bytes cannot be such maps."""
     count = sum(grid.blocks for grid in grids)
     if len(frequencies) == 1:
@@ -281,10 +393,17 @@ def decode_classes(data: bytes, grids: Sequence[Grid], frequencies: np.ndarray) 
     if len(data) % 4:
         return None
     decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
-    models = [constriction.stream.model.Categorical(row / row.sum(), perfect=False) for row in frequencies]
+    models = models_of(frequencies)
     out = np.zeros(count, dtype=np.int64)
+    before = out
     try:
         for grid, one in zip(grids, maps(out, grids), strict=True):
+            if grid.quarters:
+                assert of_quarters is not None
+                one[:] = grid.first - 1
+                split = before.ravel() == grid.first - 1
+                one[split] = grid.first + decode_quarters(decoder, models_of(of_quarters), int(split.sum()))
+                continue
             for i in range(grid.height):
                 for j in range(grid.width):
                     left = one[i, j - 1] if j else (one[i - 1, j] if i else grid.first)
@@ -292,8 +411,27 @@ def decode_classes(data: bytes, grids: Sequence[Grid], frequencies: np.ndarray) 
                     one[i, j] = decoder.decode(models[(left + up + 1) // 2])
                     if not grid.first <= one[i, j] < grid.last:
                         return None
+            before = one
     except (AssertionError, ValueError):
         return None
+    return out
+
+
+def models_of(frequencies: np.ndarray) -> list[Any]:
+    """A model of ``constriction`` for every row of frequencies."""
+    import constriction
+
+    return [constriction.stream.model.Categorical(row / row.sum(), perfect=False) for row in frequencies]
+
+
+def decode_quarters(decoder: Any, models: Sequence[Any], blocks: int) -> np.ndarray:
+    """Classes (blocks, 4) of quarters from 0 on, out of a range decoder; a model for every context."""
+    count = math.isqrt(len(models) - 1)
+    out = np.zeros((blocks, 4), dtype=np.int64)
+    for own in out:
+        first = own[0] = decoder.decode(models[0])
+        own[1], own[2] = decoder.decode(models[1 + first]), decoder.decode(models[1 + first])
+        own[3] = decoder.decode(models[1 + count + own[1] * count + own[2]])
     return out
 
 

@@ -1,69 +1,50 @@
 """Variable-rate joint source-channel code of 16x16 blocks: how many channel uses a coefficient gets follows its entropy.
 
-    coefficients ─▶ KLT of the block's class ─▶ unit variance ─▶ curve for 0..3 real uses, power ─▶ symbols
+    coefficients ─▶ KLT of the block's class ─▶ unit variance ─▶ curve for 0..6 real uses, power ─▶ symbols
                            └▶ class of block: the least expected distortion + price x (channel uses + side information)
 
-With variances v known to both ends, distortion v / G_m(p) for m uses at power p, and prices of both, every coefficient
-has a best (m, p) that depends on v over the price alone; the price is what makes all uses add up to the budget. So m rises with
-log v, i.e. with the entropy of the coefficient, as k = eta * -log P of nonlinear transform source-channel coding (Dai et al.
-2022) asks. What both ends derive from the classes is integers looked up in a table, the same on every machine.
+How many uses, with how much power, is settled in :mod:`semcast.layers.allocation`; what a block costs in every class, and how
+its coefficients become symbols, here. A block may be split into four of 8x8, that have classes of their own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
-from semcast.layers.block_classes import BlockClasses, Grid
-from semcast.layers.expansion import LOW_DB, MAX_USES, REACH, Expansion
+from semcast.layers.allocation import STEPS_PER_DB, TOLD_LOW_DB, Allocation, Plan
+from semcast.layers.block_classes import (
+    DIMS,
+    NOTHING,
+    QUARTER_DIMS,
+    BlockClasses,
+    Grid,
+    joined_quarters,
+    quarter_context_count,
+    quartered,
+    unblocked,
+)
+from semcast.layers.class_choice import choose_quarters, lengths, refine
+from semcast.layers.expansion import MAX_USES, REACH
 from semcast.layers.importance import Importance, Weighed, weighed_costs
-
-STEPS_PER_DB = 4
-"""Variances, prices and powers count in quarters of a decibel."""
-TOLD_LOW_DB, TOLD_HIGH_DB = -6, 24
-"""SNRs that plans are made for, in whole decibels; beyond, the nearest is taken."""
-DEPTH = 70 * STEPS_PER_DB
-"""Range of a variance over the price, from -10 to 60 dB."""
-BELOW = 10 * STEPS_PER_DB
-
-
-class Plan(NamedTuple):
-    """How the blocks of one picture are sent.
-
-    Attributes:
-        uses: (N, L) int64 real channel uses of every coefficient. power: (N, L) per use. curve: (N, L) int64 index of the SNR
-            whose curve is followed. price: cut of the allocation, in quarter decibels of variance. told: index of the told SNR.
-    """
-
-    uses: Tensor
-    power: Tensor
-    curve: Tensor
-    price: int
-    told: int
 
 
 class Priced(NamedTuple):
-    """What a price of a use makes of every class.
+    """What blocks cost at a price of a use in every class of one kind.
 
     Attributes:
-        uses, power, curve: (C, L), of every coefficient of its blocks, as in :class:`Plan`. loud: (C,) whether any is sent.
-            reach: coefficients from here on no class sends. weight, bias: (C, L) of squared coefficients and (C,), whose sum is
+        reach: coefficients from here on no class sends. weight, bias: (C, L) of squared coefficients and (C,), whose sum is
             distortion plus priced uses and power. sent: (D, rotated) directions of the turned coefficients that are sent, class
             by class. gains: (D, C) their weights less 1, in their class. bent, ends, owner: which of them follow a curve, (k,),
             where that ends, (k,), and whose they are, (k, C). weighed: costs, where errors are weighed by importance.
     """
 
-    uses: Tensor
-    power: Tensor
-    curve: Tensor
-    loud: Tensor
     reach: int
     weight: Tensor
     bias: Tensor
@@ -76,7 +57,7 @@ class Priced(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Classes (h, w) of a picture's blocks; which blocks get channel uses, (n,) indices; and their coefficients (n, L)."""
+    """Classes (N,) of a picture's blocks and quarters; which get channel uses, (n,) indices; and their coefficients (n, L)."""
 
     classes: Tensor
     busy: Tensor
@@ -85,46 +66,102 @@ class Choice(NamedTuple):
 
 ADAPTED = ("code.importance.",)
 """How names of tensors of a system's :class:`BlockCode` begin that importance is fitted into, where its errors are weighed."""
-KEPT = 64
-"""Prices that tables are kept for."""
+WHOLE, QUARTER = 0, 2
+"""Kinds of blocks: of 16x16, and of 8x8. Between them stands the one class of a block that is split."""
+QUARTER_LATENTS, QUARTER_ROTATED = 192, 96
+SPLIT_BITS = 6
+"""A block whose energy is not worth so many bits is not split."""
 
 
-class BlockCode(nn.Module):
+class BlockCode(Allocation):
     """Classes of blocks, curves, and the allocation that joins them.
 
     Args:
-        classes, latents, rotated: as of :class:`BlockClasses`. weighed: errors count by importance (:mod:`importance
-            <semcast.layers.importance>`), once :meth:`weigh` says how much.
+        classes, latents, rotated: as of :class:`BlockClasses`. quarters: classes of quarters of blocks; 0 splits none. weighed:
+            errors count by importance (:mod:`importance <semcast.layers.importance>`), once :meth:`weigh` says how much. more:
+            kinds of blocks of other sizes, as of :class:`BlockClasses`.
     """
 
-    levels: Tensor
-    thresholds: Tensor
-    powers: Tensor
+    quarter_basis: Tensor
+    often_quarters: Tensor
 
-    def __init__(self, classes: int, latents: int, rotated: int, weighed: bool = False) -> None:
-        super().__init__()
-        self.blocks = BlockClasses(classes, latents, rotated)
-        self.importance = Importance(classes, latents) if weighed else None
-        self.expansion = Expansion()
-        self.register_buffer("levels", torch.zeros(classes, latents, dtype=torch.int32))  # of weighed variances, quarter dB
-        table = load((resources.files("semcast.layers") / "expansion.safetensors").read_bytes())
-        self.register_buffer("thresholds", table["thresholds"].long(), persistent=False)  # (told, MAX_USES)
-        self.register_buffer("powers", table["powers"].long(), persistent=False)  # (told, MAX_USES, DEPTH)
-        self.register_buffer("power_price", table["power_price"].float(), persistent=False)  # (told,)
-        self._orders: dict[tuple[int, ...], Tensor] = {}
-        self._priced: dict[tuple[int, ...], Priced] = {}
+    def __init__(
+        self,
+        classes: int,
+        latents: int,
+        rotated: int,
+        quarters: int = 0,
+        weighed: bool = False,
+        more: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
+        length = min(latents, QUARTER_LATENTS)
+        halves = [(1, 0, 0), (quarters, length, min(rotated, QUARTER_ROTATED))] if quarters else []
+        blocks = BlockClasses(classes, latents, rotated, more=(*halves, *more))
+        super().__init__(blocks.classes, latents)
+        self.classes, self.quarters, self.split = classes, quarters, classes
+        self.blocks = blocks
+        if quarters:
+            self.register_buffer("quarter_basis", torch.eye(QUARTER_DIMS)[:length].clone())
+            counts = torch.ones(quarter_context_count(quarters), quarters, dtype=torch.int32)
+            self.register_buffer("often_quarters", counts)
+        self.importance = Importance(blocks.classes, latents) if weighed else None
 
-    power_price: Tensor
+    # -- pictures and rows -----------------------------------------------------------------------------------------------
+
+    def grids(self, h: int, w: int) -> list[Grid]:
+        """Maps of a picture of (h, w) blocks: of blocks, and of their quarters."""
+        whole = Grid(h, w, 0, self.classes + (self.quarters > 0))
+        return [whole, Grid(h, w, whole.last, whole.last + self.quarters, quarters=True)] if self.quarters else [whole]
+
+    def rows(self, pixels: Tensor) -> Tensor:
+        """Blocks (N, n, 768) less the mean -> coefficients (N, rows, L): of the blocks, then of the quarters of each."""
+        rows = pixels @ self.blocks.basis.T
+        if not self.quarters:
+            return rows
+        quarters = quartered(pixels.reshape(-1, DIMS)) @ self.quarter_basis.T
+        quarters = F.pad(quarters, (0, self.blocks.latents - quarters.shape[1]))
+        return torch.cat([rows, quarters.reshape(len(rows), -1, self.blocks.latents)], 1)
+
+    def pixels(self, rows: Tensor, blocks: int) -> Tensor:
+        """The inverse but for what the bases leave out: rows of so many blocks, those of quarters that are none being 0."""
+        pixels = rows[:, :blocks] @ self.blocks.basis
+        if not self.quarters:
+            return pixels
+        quarters = rows[:, blocks : 5 * blocks, : len(self.quarter_basis)] @ self.quarter_basis
+        return pixels + joined_quarters(quarters.reshape(-1, QUARTER_DIMS)).reshape_as(pixels)
+
+    def analyse(self, frames: Tensor) -> Tensor:
+        """Frames (N, 3, H, W), sides multiples of 16 -> rows (N, rows, L)."""
+        return self.rows(self.blocks.pixels(frames))
+
+    def synthesise(self, rows: Tensor, h: int, w: int) -> Tensor:
+        """The inverse but for what the bases leave out: rows of pictures of (h, w) blocks -> (N, 3, 16 h, 16 w)."""
+        return unblocked(self.pixels(rows, h * w) + self.blocks.mean, h, w)
+
+    def places(self, classes: Tensor) -> Tensor:
+        """Which of the rows with these classes (N,) there are: no blocks that are split, no quarters of those that are not."""
+        return (classes != self.split).nonzero().flatten() if self.quarters else torch.arange(len(classes))
+
+    def tables(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Frequencies that classes of pictures are coded under, and those of quarters."""
+        return self.blocks.frequencies.numpy(), self.often_quarters.numpy() if self.quarters else None
+
+    # -- statistics ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def fit(self, frames: Tensor, iterations: int = 15) -> None:
         """Fit the classes to frames (N, 3, H, W), sides multiples of 16."""
-        self.blocks.fit(frames, iterations)
+        from semcast.layers.class_fit import fit_classes
+
+        fit_classes(self, frames, iterations)
+
+    def settle(self) -> None:
+        """Plan by variances as they are now, all errors counting alike."""
         self.levels.copy_(self._variances())
 
     def _variances(self) -> Tensor:
         """(C, L) int32 in quarter decibels."""
-        return (STEPS_PER_DB * 20 * torch.log10(self.blocks.std.clamp_min(1e-6))).round().to(torch.int32)
+        return (STEPS_PER_DB * 20 * torch.log10(self.blocks.std.clamp_min(NOTHING))).round().to(torch.int32)
 
     def weigh(self, steps: Tensor) -> None:
         """Let errors count by so many quarter decibels (C, L) from now on."""
@@ -132,84 +169,22 @@ class BlockCode(nn.Module):
         self.importance.steps.copy_(steps)
         self.levels.copy_(self._variances() + steps)
 
-    # -- how many uses ---------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def told_index(snr_db: float) -> int:
-        """Row of the tables for a told SNR."""
-        return round(max(TOLD_LOW_DB, min(TOLD_HIGH_DB, snr_db))) - TOLD_LOW_DB
+    # -- what classes cost -----------------------------------------------------------------------------------------------
 
     def _edition(self) -> tuple[int, ...]:
-        """Of the statistics: what is kept holds for one version of them."""
-        tables = self.levels, self.blocks.std
-        marks = [table.data_ptr() if table.is_inference() else table._version for table in tables]
-        return *marks, torch.is_inference_mode_enabled()
+        std = self.blocks.std
+        return *super()._edition(), std.data_ptr() if std.is_inference() else std._version
 
-    def _order(self, told: int) -> tuple[Tensor, Tensor]:
-        """Every possible use of (class, coefficient), the most worthwhile first, and its worth."""
-        worth = (self.levels[:, :, None].long() - self.thresholds[told]).flatten()
-        key = (told, *self._edition())
-        if key not in self._orders:
-            self._orders = {k: v for k, v in self._orders.items() if k[1:] == key[1:]}
-            self._orders[key] = worth.argsort(descending=True, stable=True)
-        return self._orders[key], worth
+    def priced(self, price: int, told: int, kind: int = WHOLE) -> Priced:
+        """What blocks cost at a price in the classes of a kind."""
+        return cast(Priced, self._keep(lambda: self._price(price, told, *self.rates(price, told)[:3], kind), price, told, kind))
 
-    def _filled(self, classes: Tensor, uses: int, told: int) -> tuple[Tensor, Tensor, int, int]:
-        """Of blocks of these classes and complex channel uses: the order, real uses that are filled by each, how many are
-        wanted, and the last of the order that gets some."""
-        C, L = self.levels.shape
-        wanted = min(2 * uses, len(classes) * L * MAX_USES // 2 * 2)
-        order, _ = self._order(told)
-        filled = torch.bincount(classes, minlength=C)[order // (L * MAX_USES)].cumsum(0)
-        return order, filled, wanted, min(int(torch.searchsorted(filled, wanted)), len(order) - 1)
-
-    def price_of(self, classes: Tensor, uses: int, snr_db: float) -> int:
-        """The price of :meth:`allocate`'s plan."""
-        told = self.told_index(snr_db)
-        order, _, _, last = self._filled(classes, uses, told)
-        row, m = divmod(int(order[last]), MAX_USES)
-        return int(self.levels.flatten()[row]) - int(self.thresholds[told, m])
-
-    def allocate(self, classes: Tensor, uses: int, snr_db: float) -> Plan:
-        """Share ``uses`` complex channel uses out over blocks of these classes (N,), for a told SNR."""
-        told = self.told_index(snr_db)
-        C, L = self.levels.shape
-        order, filled, wanted, last = self._filled(classes, uses, told)
-        table = torch.bincount(order[:last] // MAX_USES, minlength=C * L).reshape(C, L)
-        owner, rest = divmod(int(order[last]), L * MAX_USES)
-        price = int(self.levels[owner, rest // MAX_USES]) - int(self.thresholds[told, rest % MAX_USES])
-        # The marginal use goes to the first blocks of its class only: they are a class of their own here.
-        more = table[owner].clone()
-        more[rest // MAX_USES] += 1
-        members = (classes == owner).nonzero().flatten()[: wanted - (int(filled[last - 1]) if last else 0)]
-        of_blocks = classes.clone()
-        of_blocks[members] = C
-        table = torch.cat([table, more[None]])
-        power, curve = self._powers(told, price, torch.cat([self.levels, self.levels[owner, None]]), table)
-        return Plan(table[of_blocks], power[of_blocks], curve[of_blocks], price, told)
-
-    def _powers(self, told: int, price: int, levels: Tensor, uses: Tensor) -> tuple[Tensor, Tensor]:
-        """Power and curve at so many uses, both as the levels are."""
-        depth = (levels.long() - price + BELOW).clamp(0, DEPTH - 1)
-        quarter = self.powers[told][(uses - 1).clamp_min(0), depth]
-        snr = torch.div(quarter + STEPS_PER_DB // 2, STEPS_PER_DB, rounding_mode="floor") + told + TOLD_LOW_DB - LOW_DB
-        power = 10 ** (quarter.float() / (10 * STEPS_PER_DB)) * (uses > 0)
-        return power, snr.clamp(0, len(self.expansion.gain_db) - 1)
-
-    def priced(self, price: int, told: int) -> Priced:
-        """What a price makes of every class; kept while the statistics stay the same."""
-        key = (price, told, *self._edition())
-        if key not in self._priced:
-            kept = [(k, v) for k, v in self._priced.items() if k[2:] == key[2:]][1 - KEPT :]
-            self._priced = {**dict(kept), key: self._price(price, told)}
-        return self._priced[key]
-
-    def _price(self, price_steps: int, told: int, m: Tensor | None = None) -> Priced:
-        """``m``: (C, L) uses of every coefficient, where these are not those that pay for themselves."""
+    def _price(self, price_steps: int, told: int, uses: Tensor, power: Tensor, curve: Tensor, kind: int = WHOLE) -> Priced:
+        """At so many uses (C, L), with so much power on these curves."""
         price = 10 ** (price_steps / (10 * STEPS_PER_DB))
-        m = ((self.levels[:, :, None].long() - self.thresholds[told]) >= price_steps).sum(-1) if m is None else m
-        p, curve = self._powers(told, price_steps, self.levels, m)
-        sent, std = m > 0, self.blocks.std
+        first, last, latents, rotated = self.blocks.kinds[kind]
+        m, p, curve = (table[first:last, :latents] for table in (uses, power, curve))
+        sent, std = m > 0, self.blocks.std[first:last, :latents]
         variance = std.square().clamp_min(1e-9)
         snr = 10 ** ((told + TOLD_LOW_DB) / 10)
         gain = torch.where(m == 1, 1 + p * snr, 10 ** (self.expansion.gain_db[curve, (m - 1).clamp_min(0)] / 10))
@@ -219,18 +194,18 @@ class BlockCode(nn.Module):
         weight = torch.where(sent, shrink + theta * m * p / variance, torch.ones_like(gain))
         error = torch.where(m == 1, variance * (gain.reciprocal() - gain.reciprocal().square()), variance / gain)
         bias = (sent * (error + (price - theta) * m)).sum(1)
-        turned = m[:, : self.blocks.rotated]
+        turned = m[:, :rotated]
         place, number = (turned > 0), turned[turned > 0]
-        directions = self.blocks.rotations[place] if self.blocks.rotated else weight[:0, :0]
+        directions = self.blocks.rotations_of(kind)[place] if rotated else weight[:0, :0]
         owner = F.one_hot(place.nonzero()[:, 0], len(m)).float()
-        gains = owner * (weight[:, : self.blocks.rotated][place] - 1)[:, None]
+        gains = owner * (weight[:, :rotated][place] - 1)[:, None]
         bent = (number > 1).nonzero().flatten()
-        ends = REACH * std[:, : self.blocks.rotated][place][bent]
+        ends = REACH * std[:, :rotated][place][bent]
         reach = int(sent.any(0).nonzero().max()) + 1 if bool(sent.any()) else 0
-        reach = max(reach, self.blocks.rotated)
+        reach = max(reach, rotated)
         weighed = None
         if self.importance is not None:
-            within, toll = self.importance.within(), sent * theta * m * p / variance
+            within, toll = self.importance.within()[first:last, :latents], sent * theta * m * p / variance
             places, bends = (place.flatten().nonzero().flatten() for place in (turned > 0, turned > 1))
             weighed = Weighed(
                 within * torch.where(sent, shrink, 1.0),
@@ -238,39 +213,92 @@ class BlockCode(nn.Module):
                 toll,
                 (sent * (price - theta) * m).sum(1),
                 places,
-                owner * toll[:, : self.blocks.rotated][place][:, None],
+                owner * toll[:, :rotated][place][:, None],
                 bends,
                 ends,
-                owner[bent] * within[:, : self.blocks.rotated][turned > 1][:, None],
+                owner[bent] * within[:, :rotated][turned > 1][:, None],
             )
-            reach = self.blocks.latents
-        return Priced(m, p, curve, sent.any(1), reach, weight, bias, directions, gains, bent, ends, owner[bent], weighed)
+            reach = latents
+        return Priced(reach, weight, bias, directions, gains, bent, ends, owner[bent], weighed)
 
     # -- which class -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def choose(self, rows: Tensor, grids: Sequence[Grid], uses: int, snr_db: float, bits_per_use: float) -> Tensor:
-        """Classes (N,) of one picture's blocks (N, L) that cost least, side information included.
+        """Classes (N,) of one picture's rows (N, L) that cost least, side information included.
 
         Args:
-            grids: the maps that the blocks make, one after the other. uses: complex channel uses for the blocks, about.
-                bits_per_use: what a use carries of side information.
+            grids: the maps that the rows make, one after the other. uses: complex channel uses for them, about. bits_per_use:
+                what a use carries of side information.
         """
         likely = self.likely(rows, grids)
-        price = self.price_of(likely, uses, snr_db)
-        priced = self.priced(price, self.told_index(snr_db))
-        bits = _lengths(self.blocks.frequencies) * self.bit_price(price, bits_per_use)
-        chosen = []
-        for grid, own, part in parts(grids, likely, rows):
-            of = slice(grid.first, grid.last)
-            cost = self._block_costs(part, priced, own)[:, of].reshape(grid.height, grid.width, -1)
-            start = own.reshape(grid.height, grid.width) - grid.first
-            chosen.append(refine(cost, bits[of, of], start).flatten() + grid.first)
+        price, told = self.price_of(likely, uses, snr_db), self.told_index(snr_db)
+        a_bit = self.bit_price(price, bits_per_use)
+        bits = lengths(self.blocks.frequencies) * a_bit
+        (whole, blocks, own), *others = parts(grids, rows, likely)
+        cost = self._block_costs(blocks, self.priced(price, told), own)
+        found = None
+        if self.quarters:
+            (_, quarters, _), *others = others
+            energy, of_blocks = blocks.square().sum(1), quarters.unflatten(0, (-1, 4))
+            cost, found = self._with_quarters(
+                cost, energy, lambda index: of_blocks[index].flatten(0, 1), price, told, a_bit, own
+            )
+        of = slice(whole.first, whole.last)
+        shape = whole.height, whole.width
+        classes = refine(cost.unflatten(0, shape), bits[of, of], own.reshape(shape)).flatten()
+        chosen = [classes, *self._of_split(classes, found)]
+        for grid, part, own in others:
+            of, shape = slice(grid.first, grid.last), (grid.height, grid.width)
+            kind = len(self.blocks.kinds) - 1
+            cost = self._block_costs(part, self.priced(price, told, kind), own, kind)
+            start = own.reshape(shape) - grid.first
+            chosen.append(refine(cost.unflatten(0, shape), bits[of, of], start).flatten() + grid.first)
         return torch.cat(chosen)
 
+    def _with_quarters(
+        self,
+        cost: Tensor,
+        energy: Tensor,
+        quarters: Callable[[Tensor], Tensor],
+        price: int,
+        told: int,
+        a_bit: float,
+        likely: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Costs (n, C) of blocks and that of being split, the last; and the best classes of their quarters, (n, 4).
+
+        Args:
+            energy: (n,) of the blocks. quarters: coefficients (4 k, L) of those of the blocks with indices (k,).
+        """
+        worth = (energy > SPLIT_BITS * a_bit).nonzero().flatten()
+        split = cost.new_full((len(cost), 1), math.inf)
+        found = worth.new_full((len(cost), 4), self.split)
+        if len(worth):
+            rows = quarters(worth)
+            parent = None if likely is None else likely[worth].repeat_interleave(4)
+            of_quarters = self._block_costs(rows, self.priced(price, told, QUARTER), parent, QUARTER)
+            best, least = choose_quarters(of_quarters.unflatten(0, (-1, 4)), lengths(self.often_quarters) * a_bit)
+            if self.importance is not None and likely is not None:
+                # Weighed costs are not less the energy, and quarters have some that no coefficient of the block tells of.
+                rest = rows.square().sum(1).reshape(-1, 4).sum(1) - energy[worth]
+                least = least - rest * 10 ** (self.importance.steps[likely[worth], -1] / 40)
+            split[worth, 0] = least
+            found[worth] = best + self.blocks.kinds[QUARTER].first
+        return torch.cat([cost, split], 1), found
+
+    def _of_split(self, classes: Tensor, found: Tensor | None) -> list[Tensor]:
+        """Classes of all quarters (4 n,), of blocks that have these (n,), given those (n, 4) that the quarters would have."""
+        return [] if found is None else [torch.where(classes[:, None] == self.split, found, self.split).flatten()]
+
     def likely(self, rows: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """The likeliest classes (N,) of one picture's blocks (N, L)."""
-        found = [self.blocks.classify_rows(part, grid.first, grid.last) for grid, part in parts(grids, rows)]
+        """The likeliest classes (N,) of one picture's rows (N, L), where no block is split."""
+        found = []
+        for grid, part in parts(grids, rows):
+            if grid.quarters:
+                found.append(torch.full((len(part),), self.split))
+            else:
+                found.append(self.blocks.classify_rows(part, 0 if not grid.first else len(self.blocks.kinds) - 1))
         return torch.cat(found)
 
     @torch.no_grad()
@@ -285,50 +313,77 @@ class BlockCode(nn.Module):
         earlier: Tensor,
     ) -> Choice:
         """The same of a picture (3, H, W) at a given price instead of a number of uses, under the caller's table and contexts
-        (:func:`refine`)."""
-        priced = self.priced(price, self.told_index(snr_db))
-        rows = self.blocks.analyse_rows(self.blocks.pixels(picture), priced.reach)
-        cost = self._block_costs(rows, priced).reshape(*earlier.shape, -1)
-        bits = _lengths(table) * self.bit_price(price, bits_per_use)
-        classes = refine(cost, bits, (cost + bits.mean(0)).argmin(-1), context, earlier)
-        busy = priced.loud[classes.flatten()].nonzero().flatten()
-        return Choice(classes, busy, F.pad(rows[busy], (0, self.blocks.latents - priced.reach)))
+        (:func:`~semcast.layers.class_choice.refine`)."""
+        told, a_bit = self.told_index(snr_db), self.bit_price(price, bits_per_use)
+        pixels = self.blocks.pixels(picture[None])[0]
+        cost, found = self._costs_at(pixels, price, told, a_bit)
+        cost = cost.reshape(*earlier.shape, -1)
+        bits = lengths(table) * a_bit
+        classes = refine(cost, bits, (cost + bits.mean(0)).argmin(-1), context, earlier).flatten()
+        classes = torch.cat([classes, *self._of_split(classes, found)])
+        busy = self.rates(price, told).loud[classes].nonzero().flatten()
+        return Choice(classes, busy, self._rows_at(pixels, busy))
+
+    def _costs_at(self, pixels: Tensor, price: int, told: int, a_bit: float) -> tuple[Tensor, Tensor | None]:
+        """Costs (n, C) of blocks (n, 768), of being split the last, and the best classes (n, 4) of their quarters."""
+        priced = self.priced(price, told)
+        cost = self._block_costs(pixels @ self.blocks.basis[: priced.reach].T, priced)
+        if not self.quarters:
+            return cost, None
+        basis = self.quarter_basis[: self.priced(price, told, QUARTER).reach]
+        return self._with_quarters(
+            cost, pixels.square().sum(1), lambda index: quartered(pixels[index]) @ basis.T, price, told, a_bit
+        )
+
+    def _rows_at(self, pixels: Tensor, index: Tensor) -> Tensor:
+        """Rows (n, L) of these indices (n,) of a picture's blocks (N, 768)."""
+        whole, quarters = index[index < len(pixels)], index[index >= len(pixels)] - len(pixels)
+        rows = pixels[whole] @ self.blocks.basis.T
+        if not len(quarters):
+            return rows
+        own = quartered(pixels[quarters // 4]).unflatten(0, (-1, 4))[range(len(quarters)), quarters % 4] @ self.quarter_basis.T
+        return torch.cat([rows, F.pad(own, (0, self.blocks.latents - own.shape[1]))])
+
+    def synthesise_rows(self, rows: Tensor, index: Tensor, h: int, w: int) -> Tensor:
+        """A picture (1, 3, 16 h, 16 w) whose rows of these indices (n,) are these, (n, L), all others nothing."""
+        whole = index < h * w
+        pixels = rows.new_zeros(h * w, DIMS).index_add(0, index[whole], rows[whole] @ self.blocks.basis)
+        if not bool(whole.all()):
+            own = rows[~whole, : len(self.quarter_basis)] @ self.quarter_basis
+            quarters = rows.new_zeros(4 * h * w, QUARTER_DIMS).index_add(0, index[~whole] - h * w, own)
+            pixels = pixels + joined_quarters(quarters)
+        return unblocked(pixels[None] + self.blocks.mean, h, w)
 
     @torch.no_grad()
     def demand(self, pixels: Tensor, price: int, snr_db: float, bits_per_use: float) -> tuple[Tensor, Tensor]:
         """Real channel uses, and bits of the class, that each of blocks (N, 768) would take at a price, about, (N,) each."""
-        priced = self.priced(price, self.told_index(snr_db))
-        cost = self._block_costs(self.blocks.analyse_rows(pixels, priced.reach), priced)
-        bits = 0.6 * _lengths(self.blocks.frequencies.double().sum(0, keepdim=True))[0]
-        classes = (cost + self.bit_price(price, bits_per_use) * bits).argmin(1)
-        return priced.uses.sum(1)[classes], bits[classes]
+        told, a_bit = self.told_index(snr_db), self.bit_price(price, bits_per_use)
+        cost, found = self._costs_at(pixels, price, told, a_bit)
+        often = self.blocks.frequencies[: cost.shape[1], : cost.shape[1]].double().sum(0, keepdim=True)
+        bits = 0.6 * lengths(often)[0]
+        classes = (cost + a_bit * bits).argmin(1)
+        of_class = self.rates(price, told).uses.sum(1)
+        uses, told_by = of_class[classes], bits[classes]
+        if found is not None:
+            split, first = classes == self.split, self.blocks.kinds[QUARTER].first
+            own = found[split]
+            uses[split] = of_class[own].sum(1)
+            told_by[split] += lengths(self.often_quarters.double().sum(0, keepdim=True))[0][own - first].sum(1)
+        return uses, told_by
 
-    def plan_at(self, classes: Tensor, price: int, snr_db: float) -> Plan:
-        """What blocks of these classes (N,) are worth at a price: every use that pays for itself."""
-        told = self.told_index(snr_db)
-        priced = self.priced(price, told)
-        return Plan(priced.uses[classes], priced.power[classes], priced.curve[classes], price, told)
-
-    def busy(self, classes: Tensor, price: int, snr_db: float) -> Tensor:
-        """Which of the blocks of these classes (N,) get channel uses at a price: (n,) indices."""
-        return self.priced(price, self.told_index(snr_db)).loud[classes].nonzero().flatten()
-
-    @staticmethod
-    def bit_price(price: int, bits_per_use: float) -> float:
-        """What a bit of side information costs at a price of a use, in squared pixel values."""
-        return 2 * 10 ** (price / (10 * STEPS_PER_DB)) / bits_per_use
-
-    def _block_costs(self, rows: Tensor, priced: Priced, likely: Tensor | None = None) -> Tensor:
-        """Distortion plus priced uses and power of blocks (N, L) in every class, less what they have for energy: (N, C).
+    def _block_costs(self, rows: Tensor, priced: Priced, likely: Tensor | None = None, kind: int = WHOLE) -> Tensor:
+        """Distortion plus priced uses and power of rows (N, L) in every class of a kind, less their energy: (N, C).
 
         Only what a class sends makes a difference: of 128 coefficients in its own basis few are, at most prices. Where errors
-        are weighed everything does, and the ``likely`` classes (N,), if known already, need not be found again.
+        are weighed everything does, and the ``likely`` classes (N,), of the blocks that they are quarters of, need not be
+        found.
         """
+        own = self.blocks.kinds[kind]
         if priced.weighed is not None:
             assert self.importance is not None
-            likely = self.blocks.classify_rows(rows) if likely is None else likely
-            return weighed_costs(rows, likely, self.blocks, self.importance, priced.weighed)
-        M = self.blocks.rotated
+            likely = self.blocks.classify_rows(rows, kind) if likely is None else likely
+            return weighed_costs(rows[:, : own.latents], likely, self.blocks, kind, self.importance, priced.weighed)
+        M = own.rotated
         squares = (rows[:, :M] @ priced.sent.T).square_()
         rest = slice(M, min(priced.reach, rows.shape[1]))
         cost = squares @ priced.gains + rows[:, rest].square() @ (priced.weight[:, rest] - 1).T + priced.bias
@@ -350,10 +405,6 @@ class BlockCode(nn.Module):
         winding = 10 ** (self.expansion.gain_db[curve, (plan.uses - 1).clamp_min(0)] / 10)
         gain = torch.where(plan.uses == 1, 1 + plan.power * 10 ** (snr_db / 10), winding)
         return torch.where(plan.uses > 0, variance / gain, variance)
-
-    def shifted(self, plan: Plan, decibels: int) -> Plan:
-        """The plan for symbols that will be scaled by so many decibels: on the curves of the SNR that this leaves."""
-        return plan._replace(curve=(plan.curve + decibels).clamp(0, len(self.expansion.gain_db) - 1))
 
     def shift(self, rows: Tensor, classes: Tensor, plan: Plan) -> int:
         """Decibels that symbols of these blocks will be scaled by to unit power, whole and about one on the safe side.
@@ -398,12 +449,6 @@ def parts(grids: Sequence[Grid], *tensors: Tensor) -> Iterator[tuple[Any, ...]]:
     return zip(grids, *(tensor.split(sizes) for tensor in tensors), strict=True)
 
 
-def _lengths(table: Tensor) -> Tensor:
-    """Ideal code lengths in bits under rows of frequencies."""
-    often = table.double()
-    return -(often / often.sum(1, keepdim=True)).log2().float()
-
-
 def _places(plan: Plan) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Per number of uses m that occurs: m, which coefficients (N, L) have it, and where their symbols stand (count, m)."""
     ends = plan.uses.flatten().cumsum(0).reshape(plan.uses.shape)
@@ -412,49 +457,3 @@ def _places(plan: Plan) -> Iterator[tuple[int, Tensor, Tensor]]:
         place = (ends[where] - m)[:, None] + torch.arange(m, device=ends.device)
         if len(place):
             yield m, where, place
-
-
-def joined(plans: list[Plan]) -> Plan:
-    """Plans of several pictures as one over all of their blocks."""
-    uses, power, curve = (torch.cat(part) for part in list(zip(*plans, strict=True))[:3])
-    return Plan(uses, power, curve, plans[0].price, plans[0].told)
-
-
-def mean_context(left: Tensor, up: Tensor) -> Tensor:
-    """Context of a class in a picture: the mean of left and upper neighbour, rounded up, as for the coder of maps."""
-    return torch.div(left + up + 1, 2, rounding_mode="floor")
-
-
-def refine(
-    cost: Tensor,
-    bits: Tensor,
-    classes: Tensor,
-    context: Callable[[Tensor, Tensor], Tensor] = mean_context,
-    earlier: Tensor | None = None,
-    sweeps: int = 2,
-) -> Tensor:
-    """Classes (h, w) that lower the sum of cost (h, w, C) and priced code length, by iterated conditional modes.
-
-    Args:
-        bits: (contexts, C) priced length of a class in a context. classes: where to start. context: of a class, from those of
-            its left and its upper neighbour. earlier: (h, w) is added to contexts; where it is given, neighbours beyond the
-            edge are class 0, else the one that there is stands for the other.
-    """
-    now = classes.clone()
-    h, w, C = cost.shape
-    odd = (torch.arange(h)[:, None] + torch.arange(w)) % 2
-    every = torch.arange(C)
-    offset = torch.zeros(h, w, dtype=torch.int64) if earlier is None else earlier
-    for turn in range(2 * sweeps):
-        left, up = F.pad(now[:, :-1], (1, 0)), F.pad(now[:-1], (0, 0, 1, 0))
-        if earlier is None:
-            left, up = torch.cat([up[:, :1], left[:, 1:]], 1), torch.cat([left[:1], up[1:]], 0)
-        total = cost + bits[context(left, up) + offset]
-        # What the choice makes of the contexts of the right and the lower neighbour, away from the edges.
-        if w > 1 and h > 1:
-            right = context(every, up[1:, 1:, None]) + offset[1:, 1:, None]
-            total[1:, :-1] += bits[right, now[1:, 1:, None]]
-            lower = context(left[1:, 1:, None], every) + offset[1:, 1:, None]
-            total[:-1, 1:] += bits[lower, now[1:, 1:, None]]
-        now = torch.where(odd == turn % 2, total.argmin(-1), now)
-    return now

@@ -186,27 +186,55 @@ def _block_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def compensate(reference: Tensor, field: Tensor) -> Tensor:
-    """Move references (N, 3, H, W) by vectors (N, H / 8, W / 8, 2) -> (N, 3, H, W), bicubic, edges repeated."""
+    """Move references (N, 3, H, W) by vectors (N, H / 8, W / 8, 2) of 8x8 blocks -> (N, 3, H, W), bicubic, edges repeated.
+
+    Blocks overlap (Orchard and Sullivan 1994): a pixel is the mean of what the vectors of the four nearest blocks point to,
+    weighed by how near their middles are. That leaves less than one vector alone, and no edges between blocks.
+    """
     height, width = reference.shape[-2:]
-    half = BLOCK // 2
     if not reference.requires_grad and reference.device.type == "cpu":  # half of the time
         pairs = zip(reference.float().numpy(), field.numpy(), strict=True)
-        return torch.from_numpy(np.stack([_moved_colours(picture, vectors, half) for picture, vectors in pairs]))
-    dense = (field.to(reference) / PER_PIXEL).repeat_interleave(half, 1).repeat_interleave(half, 2)
+        return torch.from_numpy(np.stack([_moved_colours(picture, vectors) for picture, vectors in pairs]))
     scale = reference.new_tensor([2 / width, 2 / height])
-    grid = (torch.from_numpy(_places(height, width)).to(reference) + dense + 0.5) * scale - 1
-    return F.grid_sample(reference, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    places = torch.from_numpy(_places(height, width)).to(reference) + 0.5
+    out = torch.zeros_like(reference)
+    for rows, columns, weight in _overlaps(height, width):
+        dense = field[:, rows][:, :, columns].to(reference) / PER_PIXEL
+        grid = (places + dense) * scale - 1
+        moved = F.grid_sample(reference, grid, mode="bicubic", padding_mode="border", align_corners=False)
+        out = out + torch.from_numpy(weight).to(reference) * moved
+    return out
 
 
-def _moved_colours(picture: np.ndarray, vectors: np.ndarray, block: int) -> np.ndarray:
+def _moved_colours(picture: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """The same of one picture (3, H, W); no gradients pass."""
     import cv2
 
-    place = _dense_places(picture.shape[1:], vectors, block)
-    moved = cv2.remap(
-        np.ascontiguousarray(picture.transpose(1, 2, 0)), place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )  # type: ignore[call-overload]  # its stubs want two maps
-    return moved.transpose(2, 0, 1)
+    height, width = picture.shape[1:]
+    colours = np.ascontiguousarray(picture.transpose(1, 2, 0))
+    steps = vectors.astype(np.float32) / PER_PIXEL
+    alike = bool((vectors == vectors[0, 0]).all())
+    out = np.zeros_like(colours)
+    for rows, columns, weight in _overlaps(height, width):
+        place = _places(height, width) + steps[rows][:, columns]
+        moved = cv2.remap(colours, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # its stubs want two maps
+        if alike:
+            return moved.transpose(2, 0, 1)
+        moved *= weight[:, :, None]
+        out += moved
+    return out.transpose(2, 0, 1)
+
+
+@lru_cache(maxsize=4)
+def _overlaps(height: int, width: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The four nearest 8x8 blocks of every pixel: their rows (H,), columns (W,) and weights (H, W), which add up to 1."""
+    axes = []
+    for length in (height, width):
+        place = (np.arange(length) + 0.5) / (BLOCK // 2) - 0.5
+        first = np.floor(place).astype(np.int64)
+        part, last = (place - first).astype(np.float32), length // (BLOCK // 2) - 1
+        axes.append(((first.clip(0, last), 1 - part), ((first + 1).clip(0, last), part)))
+    return [(rows, columns, up[:, None] * left) for rows, up in axes[0] for columns, left in axes[1]]
 
 
 # -- coding ------------------------------------------------------------------------------------------------------------------

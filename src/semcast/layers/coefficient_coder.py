@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semcast.layers.block_code import STEPS_PER_DB
+from semcast.layers.allocation import STEPS_PER_DB
 
 LEAST_DEPTH, MOST_DEPTH = -32, 320
 """Coefficients of less depth are not worth a bit; of more there are none."""

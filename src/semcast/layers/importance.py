@@ -32,6 +32,8 @@ SMOOTHED = 9
 """Neighbouring coefficients that the decibels of one are the mean of."""
 LEAST = 0.02
 """Error energy of a (class, coefficient), over the mean of all, that counts as much as what is known of its neighbours."""
+FEW = 20
+"""A class with fewer blocks than this in all pictures together counts as much as the median class does."""
 REST = 5
 """Share of importance that a class has at least, over the median class, in powers of ten below it."""
 
@@ -80,12 +82,15 @@ class Weighed(NamedTuple):
     lost: Tensor
 
 
-def weighed_costs(rows: Tensor, likely: Tensor, blocks: BlockClasses, importance: Importance, weighed: Weighed) -> Tensor:
-    """Weighed distortion plus priced uses and power of blocks (N, L) in every class, (N, C).
+def weighed_costs(
+    rows: Tensor, likely: Tensor, blocks: BlockClasses, kind: int, importance: Importance, weighed: Weighed
+) -> Tensor:
+    """Weighed distortion plus priced uses and power of blocks (N, L) in every class of their kind, (N, C).
 
-    What is at stake in a block is what counts in the class that it is likeliest of, (N,), whichever it is sent as.
+    What is at stake in a block is what counts in the class that it, or the one that it is a quarter of, is likeliest of, (N,),
+    whichever it is sent as.
     """
-    M, energies = blocks.rotated, blocks.energies(rows)
+    M, energies = blocks.kinds[kind].rotated, blocks.energies(rows, kind)
     distortion = blocks.weighed(rows, energies, weighed.weight, weighed.bias)
     distortion += (energies[:, weighed.bent].sqrt_() - weighed.ends).clamp_min_(0).square_() @ weighed.lost
     paid = rows[:, M:].square() @ weighed.toll[:, M:].T + weighed.fee + energies[:, weighed.sent] @ weighed.tolls
@@ -115,16 +120,22 @@ class Tally:
             (slope,) = torch.autograd.grad(loss(seen).sum(), seen)
             rows = torch.zeros(1, len(classes), self.code.blocks.latents, requires_grad=True)
             (slope,) = torch.autograd.grad(self.code.synthesise(rows, h, w), rows, slope.nan_to_num(0.0, 0.0, 0.0))
-        s = self.code.blocks.rotate(slope[0], classes)
-        e = self.code.blocks.rotate((self.code.analyse(shown) - self.code.analyse(frames))[0], classes)
+        error = (self.code.analyse(shown) - self.code.analyse(frames))[0]
+        own = self.code.places(classes)
+        classes = classes[own]
+        s = self.code.blocks.rotate(slope[0][own], classes)
+        e = self.code.blocks.rotate(error[own], classes)
         self.slope.index_add_(0, classes, (s * e).double())
         self.energy.index_add_(0, classes, e.square().double())
         self.count += torch.bincount(classes, minlength=len(self.count))
 
     def steps(self) -> Tensor:
-        """(C, L) int32 quarter decibels, 0 on average. What few blocks tell of leans on class and coefficient apart."""
+        """(C, L) int32 quarter decibels, 0 on average. What few blocks tell of leans on class and coefficient apart, and the
+        class on all others."""
         of_coefficient = self.slope.sum(0).clamp_min(0) / self.energy.sum(0).clamp_min(1e-12)
         of_class = self.slope.sum(1) / (self.energy * of_coefficient).sum(1).clamp_min(1e-12)
+        known = self.count >= FEW
+        of_class[~known] = of_class[known].median() if bool(known.any()) else 1.0
         of_class = of_class.clamp_min(float(of_class.median()) * 10.0**-REST)
         little = LEAST * self.energy.mean()
         w = (self.slope.clamp_min(0) + little * of_class[:, None] * of_coefficient) / (self.energy + little)

@@ -31,29 +31,30 @@ CALM = 3e-4
 
 
 class TwoScaleCode(BlockCode):
-    """A :class:`BlockCode` for details and tiles of means together: rows of one picture are its details', row by row of blocks,
-    then its tiles'. The classes of details come first.
+    """A :class:`BlockCode` for details and tiles of means together: rows of one picture are its details', whole and in
+    quarters, then its tiles'. The classes of tiles come last.
 
     Args:
-        classes, tile_classes: of details and of tiles. latents, rotated, weighed: as of :class:`BlockCode`; at least as many
-            latents as a tile has coefficients, 48.
+        classes, tile_classes: of details and of tiles. latents, rotated, quarters, weighed: as of :class:`BlockCode`; at least
+            as many latents as a tile has coefficients, 48.
     """
 
     smooth: Tensor
     tile_basis: Tensor
 
-    def __init__(self, classes: int, tile_classes: int, latents: int, rotated: int, weighed: bool = False) -> None:
-        super().__init__(classes + tile_classes, latents, rotated, weighed)
+    def __init__(
+        self, classes: int, tile_classes: int, latents: int, rotated: int, quarters: int = 0, weighed: bool = False
+    ) -> None:
         if latents < TILE_DIMS:
             raise ValueError(f"a tile has {TILE_DIMS} coefficients, and latents is {latents}")
-        self.classes, self.tile_classes = classes, tile_classes
+        super().__init__(classes, latents, rotated, quarters, weighed, [(tile_classes, TILE_DIMS, min(rotated, TILE_DIMS))])
         self.register_buffer("smooth", flat())
         self.register_buffer("tile_basis", torch.eye(TILE_DIMS))  # rows: eigenvectors, strongest first
 
     def grids(self, h: int, w: int) -> list[Grid]:
-        """Maps of a picture of (h, w) blocks: of details, and of tiles."""
-        detail = Grid(h, w, 0, self.classes)
-        return [detail, Grid(-(-h // TILE), -(-w // TILE), self.classes, self.classes + self.tile_classes)]
+        """Maps of a picture of (h, w) blocks: of details, their quarters, and tiles."""
+        tiles = self.blocks.kinds[-1]
+        return [*super().grids(h, w), Grid(-(-h // TILE), -(-w // TILE), tiles.first, tiles.last)]
 
     # -- transform -------------------------------------------------------------------------------------------------------
 
@@ -68,17 +69,17 @@ class TwoScaleCode(BlockCode):
         return F.pixel_shuffle((self.smooth.T @ around(means)).reshape(n, DIMS, h, w), BLOCK) + GREY
 
     def analyse(self, frames: Tensor) -> Tensor:
-        """Frames (N, 3, H, W), sides multiples of 16 -> rows (N, blocks and tiles, L)."""
+        """Frames (N, 3, H, W), sides multiples of 16 -> rows (N, rows, L), of details and quarters, then of tiles."""
         means = self.means(frames)
-        detail = self.blocks.analyse(frames - self.smoothed(means)).flatten(2).movedim(1, 2)
+        details = super().analyse(frames - self.smoothed(means))
         tiles = tiled(means) @ self.tile_basis.T
-        return torch.cat([detail, F.pad(tiles, (0, self.blocks.latents - TILE_DIMS))], 1)
+        return torch.cat([details, F.pad(tiles, (0, self.blocks.latents - TILE_DIMS))], 1)
 
     def synthesise(self, rows: Tensor, h: int, w: int) -> Tensor:
-        """The inverse but for what the basis leaves out: rows of pictures of (h, w) blocks -> (N, 3, 16 h, 16 w)."""
-        detail, tiles = rows[:, : h * w], rows[:, h * w :, :TILE_DIMS]
-        picture = self.blocks.synthesise(detail.movedim(1, 2).unflatten(2, (h, w)))
-        return picture + self.smoothed(untiled(tiles @ self.tile_basis, h, w))
+        """The inverse but for what the bases leave out: rows of pictures of (h, w) blocks -> (N, 3, 16 h, 16 w)."""
+        tiles = tiled_count(h, w)
+        details, means = rows[:, :-tiles], rows[:, -tiles:, :TILE_DIMS]
+        return super().synthesise(details, h, w) + self.smoothed(untiled(means @ self.tile_basis, h, w))
 
     def features(self, frames: Tensor) -> Tensor:
         """What a network looks at: coefficients of details' basis and means, (N, L + 3, h, w), of frames (N, 3, H, W)."""
@@ -91,28 +92,20 @@ class TwoScaleCode(BlockCode):
         """Fit smooth pictures, then the classes of both, to frames (N, 3, H, W), sides multiples of 16."""
         self._fit_smooth(frames)
         means = self.means(frames)
-        C, L, M = self.classes, self.blocks.latents, self.blocks.rotated
-        detail = BlockClasses(C, L, M)
-        detail.fit(frames - self.smoothed(means), iterations)
+        super().fit(frames - self.smoothed(means), iterations)
+        own, (first, last, _, rotated) = self.blocks, self.blocks.kinds[-1]
         whole = [max(side // TILE * TILE, 1) for side in means.shape[2:]]  # tiles that lie within the pictures
         tiles = tiled(means[:, :, : whole[0], : whole[1]])
         rows = tiles.flatten(0, 1)
         _, vectors = torch.linalg.eigh((rows.T @ rows).double())
         self.tile_basis.copy_(vectors.flip(1).T)
-        tile = BlockClasses(self.tile_classes, TILE_DIMS, min(M, TILE_DIMS))
+        tile = BlockClasses(last - first, TILE_DIMS, rotated)
         classes = tile.cluster(rows @ self.tile_basis.T, iterations)
         tile.count(classes.reshape(len(frames), -(-whole[0] // TILE), -(-whole[1] // TILE)).numpy())
-        own = self.blocks
-        own.basis.copy_(detail.basis)
-        own.mean.copy_(detail.mean)
-        own.std.fill_(1e-6)
-        own.std[:C], own.std[C:, :TILE_DIMS] = detail.std, tile.std
-        if M:
-            own.rotations[:C], own.rotations[C:] = detail.rotations, torch.eye(M)
-            own.rotations[C:, : tile.rotated, : tile.rotated] = tile.rotations
-        own.frequencies.fill_(1)
-        own.frequencies[:C, :C], own.frequencies[C:, C:] = detail.frequencies, tile.frequencies
-        self.levels.copy_(self._variances())
+        own.std[first:last, :TILE_DIMS] = tile.std
+        own.rotations_of(len(own.kinds) - 1).copy_(tile.rotations_of(0))
+        own.frequencies[first:last, first:last] = tile.frequencies
+        self.settle()
 
     def _fit_smooth(self, frames: Tensor) -> None:
         """Weighed least squares: a block counts the more the calmer it is, as it does for rates."""
@@ -141,6 +134,11 @@ def flat() -> Tensor:
     for colour in range(3):
         out[colour, 4, colour] = 1 / BLOCK
     return out.reshape(NEIGHBOURS, DIMS)
+
+
+def tiled_count(h: int, w: int) -> int:
+    """Tiles of a picture of (h, w) blocks."""
+    return -(-h // TILE) * -(-w // TILE)
 
 
 def tiled(means: Tensor) -> Tensor:

@@ -28,11 +28,21 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.layers import block_motion, coefficient_coder
+from semcast.layers.allocation import STEPS_PER_DB
 from semcast.layers.block_classes import BLOCK, decode_classes, encode_classes
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode, mean_context, parts, refine
+from semcast.layers.block_code import QUARTER, WHOLE, BlockCode, parts
 from semcast.layers.blocks import pad_to
+from semcast.layers.class_choice import choose_quarters, lengths, mean_context, refine
 from semcast.layers.coefficient_coder import BIT_PRICE, LEAST_DEPTH
-from semcast.layers.side_coder import Tables, decode_run, earlier_context, encode_run, groups, spatial_context
+from semcast.layers.side_coder import (
+    Tables,
+    decode_maps,
+    decode_motion,
+    earlier_context,
+    encode_run,
+    groups,
+    spatial_context,
+)
 from semcast.layers.two_scales import TwoScaleCode
 from semcast.systems.base import Side, System, SystemSpec
 from semcast.systems.conditions import Condition, load_condition
@@ -58,9 +68,9 @@ class Coded(NamedTuple):
     """One frame as the transmitter made it.
 
     Attributes:
-        motion: of its blocks, None in an I-frame. classes: (h, w) int64. step: squared, in quarter decibels. numbers: (n,)
-            int64 in the order of :func:`coefficient_coder.layout`, trailing zeros left out. depths: (n,). picture: (3, H, W)
-            that both ends have then.
+        motion: of its blocks, None in an I-frame. classes: (n,) int64 of all rows that its code has. step: squared, in quarter
+            decibels. numbers: (n,) int64 in the order of :func:`coefficient_coder.layout`, trailing zeros left out. depths:
+            (n,). picture: (3, H, W) that both ends have then.
     """
 
     motion: block_motion.Motion | None
@@ -182,53 +192,61 @@ class DcvcLdpc(System):
         intra, inter, tables = self._statistics
         squared = 10 ** (step / (10 * STEPS_PER_DB))
         bit_price = BIT_PRICE * squared
-        h, w = frame.shape[1] // BLOCK, frame.shape[2] // BLOCK
+        shape = frame.shape[1] // BLOCK, frame.shape[2] // BLOCK
         if before is None:
             code: BlockCode = intra
             motion, context = None, None
-            rows, grids = intra.analyse(frame[None])[0], intra.grids(h, w)
-            often, neighbours, earlier = code.blocks.frequencies.numpy(), mean_context, None
+            rows, often, neighbours, earlier = intra.analyse(frame[None])[0], intra.tables()[0], mean_context, None
         else:
-            code, often, group = inter, tables.classes, torch.from_numpy(groups(inter.blocks.classes))
+            code, often, group = inter, tables.classes, torch.from_numpy(groups(tables.split))
             last = None if fresh else before
             motion = block_motion.estimate(frame, before.picture, tables.motion, last.motion if last else None, bit_price)
             context = block_motion.compensate(before.picture[None], motion.field()[None])[0]
-            rows, grids = code.blocks.analyse((frame - context)[None])[0].flatten(1).T, code.blocks.grids(h, w)
-            earlier = torch.from_numpy(earlier_context(last.classes if last else None, (h, w), group.numpy()))
+            rows = inter.analyse((frame - context)[None])[0]
+            known = None if last is None else last.classes[: shape[0] * shape[1]].reshape(shape)
+            earlier = torch.from_numpy(earlier_context(known, shape, group.numpy()))
 
             def neighbours(left: Tensor, up: Tensor) -> Tensor:
                 return spatial_context(group[left], group[up])
 
         bits = bit_price * -torch.from_numpy(np.log2(often / often.sum(1, keepdims=True))).float()
-        chosen = []
-        for grid, part in parts(grids, rows):
+        of_quarters = bit_price * lengths(code.often_quarters)
+        chosen: list[Tensor] = []
+        (whole, blocks), (_, quarters), *others = parts(code.grids(*shape), rows)
+        cost = squared * block_costs(code, blocks, step, WHOLE)
+        found, split = choose_quarters(squared * block_costs(code, quarters, step, QUARTER).unflatten(0, (-1, 4)), of_quarters)
+        # What no coefficient of a whole block tells of, its quarters do.
+        rest = quarters.square().sum(1).reshape(-1, 4).sum(1) - blocks.square().sum(1)
+        cost = torch.cat([cost, (split - rest)[:, None]], 1).unflatten(0, shape)
+        own = bits[whole.first : whole.last, whole.first : whole.last] if before is None else bits
+        classes = refine(cost, own, (cost + own.mean(0)).argmin(-1), neighbours, earlier).flatten()
+        quarter = found + code.blocks.kinds[QUARTER].first
+        chosen += [classes, torch.where(classes[:, None] == code.split, quarter, code.split).flatten()]
+        for grid, part in others:
             of = slice(grid.first, grid.last)
-            own = bits[of, of] if before is None else bits
-            cost = squared * block_costs(code, part, step, of).reshape(grid.height, grid.width, -1)
-            chosen.append(refine(cost, own, (cost + own.mean(0)).argmin(-1), neighbours, earlier).flatten() + grid.first)
+            cost = (squared * block_costs(code, part, step, len(code.blocks.kinds) - 1)).reshape(grid.height, grid.width, -1)
+            chosen.append(refine(cost, bits[of, of], (cost + bits[of, of].mean(0)).argmin(-1)).flatten() + grid.first)
         classes = torch.cat(chosen)
         depth = (code.levels.long() - step)[classes]
         numbers, _ = coefficient_coder.quantise(code.blocks.rotate(rows, classes) / math.sqrt(squared), depth)
         order = coefficient_coder.layout(depth)
         coded = np.trim_zeros(numbers.flatten().numpy()[order.places].astype(np.int64), "b")
-        picture = reconstruct(code, context, classes, (h, w), step, order.places, coded)
-        # Maps of a P-frame are told in the context of those before them, and those of an I-frame are two.
-        shaped = classes.numpy() if before is None else classes.reshape(h, w).numpy()
-        return Coded(motion, shaped, step, coded, order.depths[: len(coded)], picture)
+        picture = reconstruct(code, context, classes, shape, step, order.places, coded)
+        return Coded(motion, classes.numpy(), step, coded, order.depths[: len(coded)], picture)
 
     def pack(self, group: Sequence[Coded]) -> list[bytes]:
         """Packets of a group: side information first, then every frame's numbers in as many packets as they need."""
         intra, _, tables = self._statistics
         h, w = (side // BLOCK for side in group[0].picture.shape[1:])
-        packets = [encode_classes(group[0].classes, intra.grids(h, w), intra.blocks.frequencies.numpy())]
+        packets = [encode_classes(group[0].classes, intra.grids(h, w), *intra.tables())]
         for begin in range(1, len(group), RUN):
             run = [(one.motion, one.classes) for one in group[begin : begin + RUN] if one.motion is not None]
-            packets.append(encode_run(run, tables))
+            packets += encode_run(run, tables)
         for index, one in enumerate(group):
-            lengths = coefficient_coder.code_lengths(one.numbers, one.depths).cumsum()
+            bits = coefficient_coder.code_lengths(one.numbers, one.depths).cumsum()
             longest = 8 * (self.condition.packet_bytes - HEAD_BYTES - 8)
-            parts = math.ceil(lengths[-1] / longest) if len(lengths) else 0
-            cuts = [int(np.searchsorted(lengths, lengths[-1] * part / parts)) for part in range(1, parts)]
+            parts = math.ceil(bits[-1] / longest) if len(bits) else 0
+            cuts = [int(np.searchsorted(bits, bits[-1] * part / parts)) for part in range(1, parts)]
             for begin, end in zip([0, *cuts], [*cuts, len(one.numbers)], strict=True):
                 if end > begin:
                     data = coefficient_coder.encode(one.numbers[begin:end], one.depths[begin:end])
@@ -249,24 +267,27 @@ class DcvcLdpc(System):
         packets = batches[0] if isinstance(batches, list) and batches else []
         intra, inter, tables = self._statistics
         runs = math.ceil((n_frames - 1) / RUN)
-        side = [*packets[: 1 + runs], *[None] * (1 + runs - len(packets))]
-        numbers = gather(packets[1 + runs :])
+        side = [*packets[: 1 + 2 * runs], *[None] * (1 + 2 * runs - len(packets))]
+        numbers = gather(packets[1 + 2 * runs :])
         picture = None
-        key = None if side[0] is None else decode_classes(side[0], intra.grids(h, w), intra.blocks.frequencies.numpy())
+        key = None if side[0] is None else decode_classes(side[0], intra.grids(h, w), *intra.tables())
         if key is not None:
             picture = self._decode_frame(intra, None, key, (h, w), numbers.get(0, []))
         shown, concealed = [picture], int(picture is None)
-        for run, data in enumerate(side[1:]):
+        for run, (data, more) in enumerate(zip(side[1::2], side[2::2], strict=True)):
             count = min(RUN, n_frames - 1 - run * RUN)
-            told = decode_run(data, count, h, w, tables) if data is not None and picture is not None else None
+            vectors, maps = None, None
+            if data is not None and more is not None and picture is not None:
+                vectors = decode_motion(data, count, h, w, tables)
+                maps = decode_maps(more, count, h, w, tables)
             for index in range(count):
-                if told is None or picture is None:
+                if vectors is None or maps is None or picture is None:
                     concealed += 1
                 else:
-                    motion, classes = told[index]
+                    motion, classes = vectors[index], maps[index]
                     context = block_motion.compensate(picture[None], motion.field()[None])[0]
                     own = numbers.get(1 + run * RUN + index, [])
-                    picture = self._decode_frame(inter, context, classes.ravel(), (h, w), own)
+                    picture = self._decode_frame(inter, context, classes, (h, w), own)
                 shown.append(picture)
         hold = state.last if state.last is not None else torch.full((3, height, width), 0.5)
         frames = torch.stack([hold if one is None else one[:, :height, :width] for one in shown])
@@ -296,14 +317,14 @@ class DcvcLdpc(System):
 # -- both ends ---------------------------------------------------------------------------------------------------------------
 
 
-def block_costs(code: BlockCode, rows: Tensor, step: int, of: slice) -> Tensor:
-    """Distortion and priced bits, in squared steps, of blocks (N, L) in every one of these classes: (N, C)."""
-    M = code.blocks.rotated
-    u = rows / 10 ** (step / (20 * STEPS_PER_DB))
+def block_costs(code: BlockCode, rows: Tensor, step: int, kind: int) -> Tensor:
+    """Distortion and priced bits, in squared steps, of rows (N, L) in every class of a kind: (N, C)."""
+    first, last, latents, M = code.blocks.kinds[kind]
+    u = rows[:, :latents] / 10 ** (step / (20 * STEPS_PER_DB))
     costs = []
-    for index in range(*of.indices(code.blocks.classes)):
-        depth = code.levels[index].long() - step
-        own = u[:, :M] @ code.blocks.rotations[index].T if M else u[:, :0]
+    for index, rotation in zip(range(first, last), code.blocks.rotations_of(kind), strict=True):
+        depth = code.levels[index, :latents].long() - step
+        own = u[:, :M] @ rotation.T
         costs.append(_costs(own, depth[:M]) + _costs(u[:, M:], depth[M:]))
     return torch.stack(costs, 1)
 
@@ -332,8 +353,7 @@ def reconstruct(
     busy = rows.any(1).nonzero().flatten()
     turned = blocks.rotate(rows[busy], classes[busy], back=True)
     if context is not None:
-        return (context + blocks.synthesise_rows(turned, busy, *size)[0]).clamp(0, 1)
-    assert isinstance(code, TwoScaleCode)
+        return (context + code.synthesise_rows(turned, busy, *size)[0]).clamp(0, 1)
     return code.synthesise(rows.index_copy(0, busy, turned)[None], *size)[0].clamp(0, 1)
 
 

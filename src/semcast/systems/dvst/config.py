@@ -66,14 +66,16 @@ class SmallConfig:
     """The shipped network, preset ``small``.
 
     Attributes:
-        classes, latents, rotated: of the blocks of P-frames, as in NTSCC. fine_width, fine_blocks: channels and residual blocks
-            of g_s, on the grid of 8x8 blocks. embedding: numbers that describe a class to it. key_offset_db: how much lower the
-            price of a use is in the I-frame, per doubling of the group. run: P-frames whose side information shares a packet.
+        classes, quarter_classes, latents, rotated: of the blocks of P-frames, as in NTSCC. fine_width, fine_blocks: channels
+            and residual blocks of g_s, on the grid of 8x8 blocks. embedding: numbers that describe a class to it.
+            key_offset_db: how much lower the price of a use is in the I-frame, per doubling of the group. run: P-frames whose
+            motion, and whose side information, share a packet.
         side_margin_db: how much worse than told the channel may be before P-frames are lost; I-frames bear more. distortion:
             what frames are judged by, "mse" or "ms_ssim".
     """
 
     classes: int = 32
+    quarter_classes: int = 24
     latents: int = 384
     rotated: int = 128
     fine_width: int = 96

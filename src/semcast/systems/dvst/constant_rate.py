@@ -14,8 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from semcast.layers.allocation import STEPS_PER_DB, Plan
 from semcast.layers.block_classes import BLOCK
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Choice, Plan, _lengths, refine
+from semcast.layers.block_code import BlockCode, Choice
+from semcast.layers.class_choice import lengths, refine
 from semcast.layers.expansion import MAX_USES
 from semcast.layers.side_coder import RunEncoder
 from semcast.systems.base import System
@@ -40,7 +42,7 @@ def real_uses(index: int, blocks: int, most: int) -> int:
 
 
 class ConstantRateCode(BlockCode):
-    """The code of blocks where a rate index stands for the price: as many uses for every block.
+    """The code of blocks where a rate index stands for the price: as many uses for every block, none of which is split.
 
     Where they are no whole number, the first blocks get one more.
     """
@@ -62,8 +64,8 @@ class ConstantRateCode(BlockCode):
         return high
 
     def busy(self, classes: Tensor, price: int, snr_db: float) -> Tensor:
-        """All blocks."""
-        return torch.arange(len(classes))
+        """All blocks, whole ones."""
+        return self.places(classes)
 
     def plan_at(self, classes: Tensor, price: int, snr_db: float) -> Plan:
         """Blocks of these classes (N,) at a rate index in the place of a price; the plan has the price that powers follow."""
@@ -88,14 +90,17 @@ class ConstantRateCode(BlockCode):
     ) -> Choice:
         """Classes that distort a picture (3, H, W) least at a rate index in the place of a price, side information priced."""
         told, blocks = self.told_index(snr_db), self.blocks
-        rows = blocks.analyse_rows(blocks.pixels(picture), blocks.latents)
+        rows = blocks.pixels(picture[None])[0] @ blocks.basis.T
         likely = blocks.classify_rows(rows)
         count = real_uses(price, len(rows), self.levels.shape[1] * MAX_USES) // len(rows)
         uses = self._table(max(count, 1), told)
-        cost = self._block_costs(rows, self._price(self._level(likely, uses, told), told, uses)).reshape(*earlier.shape, -1)
-        bits = _lengths(table) * self.bit_price(price, bits_per_use)
-        classes = refine(cost, bits, (cost + bits.mean(0)).argmin(-1), context, earlier)
-        return Choice(classes, torch.arange(len(rows)), rows)
+        level = self._level(likely, uses, told)
+        cost = self._block_costs(rows, self._price(level, told, uses, *self._powers(told, level, self.levels, uses)))
+        bits = lengths(table)[:, :-1] * self.bit_price(price, bits_per_use)
+        start = (cost + bits.mean(0)).argmin(-1).reshape(earlier.shape)
+        classes = refine(cost.reshape(*earlier.shape, -1), bits, start, context, earlier).flatten()
+        whole = torch.cat([classes, torch.full((4 * len(classes),), self.split)])
+        return Choice(whole, torch.arange(len(rows)), rows)
 
 
 class ConstantRate(DvstSmall):
@@ -105,7 +110,7 @@ class ConstantRate(DvstSmall):
 
     def __init__(self, config: SmallConfig, key: System, gop: int, ablation: Ablation) -> None:
         super().__init__(config, key, gop, ablation)
-        self.code = ConstantRateCode(config.classes, config.latents, config.rotated)
+        self.code = ConstantRateCode(config.classes, config.latents, config.rotated, config.quarter_classes)
 
     def encode_group(self, group: Group, reference: Tensor, uses: int, state: TxState) -> list[list[Coded]]:
         """P-frames in runs: two thirds of the channel uses for their blocks, the rest for side information."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from semcast.errors import BudgetError
 from semcast.layers import block_motion
+from semcast.layers.class_fit import quarter_counts
 from semcast.layers.side_coder import CLASS_CONTEXTS, class_contexts, groups
 from semcast.layers.side_rate import SideRate
 from semcast.systems.dvst.runs import Coded
@@ -30,7 +31,8 @@ class Counter:
 
     def __init__(self, classes: int) -> None:
         self.motion = block_motion.Counts.zeros()
-        self.classes = np.zeros((CLASS_CONTEXTS, classes))
+        self.classes = np.zeros((CLASS_CONTEXTS, classes + 1))
+        self.quarters: list[np.ndarray] = []
         self._group = groups(classes)
 
     def add(self, run: Sequence[Coded]) -> None:
@@ -39,8 +41,12 @@ class Counter:
         before: np.ndarray | None = None
         for coded in run:
             moved = block_motion.count(coded.motion, moved, self.motion)
-            classes = coded.classes.numpy()
+            shape = coded.motion.split.shape
+            blocks, split = shape[0] * shape[1], self.classes.shape[1] - 1
+            classes = coded.classes.numpy()[:blocks].reshape(shape)
             np.add.at(self.classes, (class_contexts(classes, before, self._group), classes), 1)
+            quarters = coded.classes.numpy()[blocks:].reshape(-1, 4)
+            self.quarters.append(quarters[classes.ravel() == split] - split - 1)
             before = classes
 
     def store(self, system: DvstSmall) -> None:
@@ -51,6 +57,8 @@ class Counter:
             table = counts + 16 * overall
             scaled = 1 + np.floor(table / table.sum(1, keepdims=True) * 60000)
             getattr(system, name).copy_(torch.from_numpy(scaled.astype(np.int32)))
+        own = quarter_counts(np.concatenate(self.quarters), system.config.quarter_classes)
+        system.code.often_quarters.copy_(torch.from_numpy(own))
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from semcast.layers.block_code import Choice, Plan
+from semcast.layers.allocation import Plan
+from semcast.layers.block_code import Choice
 from semcast.layers.block_motion import Motion
 from semcast.layers.side_coder import RunEncoder
 
@@ -20,10 +21,10 @@ class Coded:
     """One P-frame as the transmitter made it.
 
     Attributes:
-        motion: of its blocks. classes: (h, w). symbols: (n,) real, n a multiple of 2 UNIT. difference: (3, H, W) that was
-            coded. price: of a use, in quarter decibels. shift: decibels that the curves are shifted by. gain: amplitude, see
-            :func:`amplitude_of`. coder: side information of the packet up to this frame, until the next one's is added.
-            receive: what a receiver without noise makes of it.
+        motion: of its blocks. classes: of these and their quarters, (5 h w,). symbols: (n,) real, n a multiple of 2 UNIT.
+            difference: (3, H, W) that was coded. price: of a use, in quarter decibels. shift: decibels that the curves are
+            shifted by. gain: amplitude, see :func:`amplitude_of`. coder: what the packets hold up to this frame, until the next
+            one's is added. receive: what a receiver without noise makes of it.
     """
 
     motion: Motion

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from semcast.layers import block_motion
+from semcast.layers.allocation import STEPS_PER_DB
 from semcast.layers.block_classes import BLOCK
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode
+from semcast.layers.block_code import BlockCode
 from semcast.layers.side_coder import Tables
 from semcast.layers.side_rate import SideRate
 from semcast.systems.dvst.runs import UNIT, Draft
@@ -55,7 +56,7 @@ class Demand:
             difference = sample.difference
             if error is not None:
                 difference = difference - block_motion.compensate(error[None], sample.field[None])[0]
-            pixels = group.code.blocks.pixels(difference)
+            pixels = group.code.blocks.pixels(difference[None])[0]
             self._times = len(pixels) / len(pixels[:: max(1, len(pixels) // SAMPLED)])
             self._pixels.append(pixels[:: max(1, len(pixels) // SAMPLED)])
         self._indices = [sample.number for sample in group.samples]

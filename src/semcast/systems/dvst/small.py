@@ -1,9 +1,9 @@
 """Preset ``small`` of DVST: the shipped one.
 
-    x_t ─(-)─▶ KLT ─▶ y_t ─▶ f_e: a curve for 0..3 uses per coefficient ─▶ symbols                             primary link
-          ▲            └─▶ z_t = class of block ─┐
-    x_check_t-1 ─▶ warp ─▶ c_check               ├─▶ range coder ─▶ packet of a few frames
-          └─ motion of blocks ───────────────────┘                                                              motion link
+    x_t ─(-)─▶ KLT ─▶ y_t ─▶ f_e: a curve for 0..6 uses per coefficient ─▶ symbols                             primary link
+          ▲            └─▶ z_t = class of block ──▶ range coder ─▶ packet of a few frames                     side information
+    x_check_t-1 ─▶ warp ─▶ c_check
+          └─ motion of blocks ────────────────────▶ range coder ─▶ packet of a few frames                     motion link
     symbols ─▶ f_d: posterior mean | z_t ─▶ y_hat_t ─▶ g_s: KLT^T + c_hat + [conv | c_hat] ─▶ x_hat_t,  c_hat = warp(x_hat_t-1)
 
 One price of a channel use holds for the P-frames of a group, and a lower one for its I-frame, so the uses of a frame follow
@@ -28,15 +28,17 @@ from torch import Tensor
 
 from semcast.errors import BudgetError, ContractError
 from semcast.layers import block_motion
+from semcast.layers.allocation import STEPS_PER_DB, Plan
 from semcast.layers.block_classes import BLOCK
-from semcast.layers.block_code import STEPS_PER_DB, BlockCode, Plan
+from semcast.layers.block_code import BlockCode
 from semcast.layers.blocks import pad_to
 from semcast.layers.residual import Conditions
 from semcast.layers.side_coder import (
     CLASS_CONTEXTS,
     RunEncoder,
     Tables,
-    decode_run,
+    decode_maps,
+    decode_motion,
     earlier_context,
     groups,
     spatial_context,
@@ -111,8 +113,8 @@ FAR_BELOW, FAR_ABOVE = -0.7, 0.4
 class DvstSmall(System):
     """DVST of one group of pictures at a time.
 
-    Streams: those of the key-frame system, prefixed ``key.``; packets ``side``, each of a few P-frames (motion, classes,
-    prices, power); and the analog stream ``latent`` of all P-frames.
+    Streams: those of the key-frame system, prefixed ``key.``; packets ``motion`` and ``side``, each of a few P-frames, the
+    latter with classes, prices and power; and the analog stream ``latent`` of all P-frames.
 
     Args:
         config: sizes. key: a system for pictures, that has ``prices`` and ``expect``. gop: frames of a group.
@@ -129,11 +131,11 @@ class DvstSmall(System):
         super().__init__()
         self.config, self.frames_per_step, self.ablation = config, gop, ablation
         self.key = key
-        self.code = BlockCode(config.classes, config.latents, config.rotated)
+        self.code = BlockCode(config.classes, config.latents, config.rotated, config.quarter_classes)
         self.key_name = config.key_name
         for name, table in block_motion.Counts.rough()._asdict().items():
             self.register_buffer(f"motion_{name}", torch.from_numpy(table.astype(np.int32)))
-        self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes, dtype=torch.int32))
+        self.register_buffer("often", torch.ones(CLASS_CONTEXTS, config.classes + 1, dtype=torch.int32))
         self.register_buffer("group", torch.from_numpy(groups(config.classes)), persistent=False)
         self.g_s = Synthesis(config, ablation.context)
 
@@ -144,7 +146,7 @@ class DvstSmall(System):
     def tables(self) -> Tables:
         """What side information is coded under."""
         motion = block_motion.Counts(*(getattr(self, f"motion_{name}").numpy() for name in block_motion.Counts._fields))
-        return Tables(motion, self.often.numpy())
+        return Tables(motion, self.often.numpy(), self.code.often_quarters.numpy())
 
     def train(self, mode: bool = True) -> DvstSmall:
         """Key frames are taken as they are shipped: their system never trains along."""
@@ -191,12 +193,15 @@ class DvstSmall(System):
         if not step.last:
             state.last = next((run[-1].reference for run in reversed(runs) if run), reference)
         symbols = torch.cat([coded.symbols for run in runs for coded in run] or [torch.zeros(0)])
-        packets, at = [], 0
+        side, motion, at = [], [], 0
         for run in runs:
             head = Run(told, at, [(coded.price, coded.shift, coded.gain) for coded in run])
             at += sum(len(coded.symbols) for coded in run) // 2
-            packets.append(Packet(pack_run(head) + run[-1].coder.data() if run else b"", mcs=rate.mcs))
-        streams["side"] = Digital([packets])
+            side.append(Packet(pack_run(head) + run[-1].coder.classes() if run else b"", mcs=rate.mcs))
+            motion.append(Packet(run[-1].coder.motion() if run else b"", mcs=rate.mcs))
+        if self.ablation.motion_link:
+            streams["motion"] = Digital([motion])
+        streams["side"] = Digital([side])
         streams["latent"] = Analog(spread(as_complex(symbols[None] / math.sqrt(2))))
         return streams, state, aux
 
@@ -295,21 +300,24 @@ class DvstSmall(System):
     def _draft(self, group: Group, predicted: Predicted, price: int) -> Draft:
         before, bits_per_use = predicted.before, group.rate.bits_per_use
         shape = predicted.motion.split.shape
-        earlier = torch.from_numpy(earlier_context(before.classes.numpy() if before else None, shape, self.group.numpy()))
+        told_before = None if before is None else before.classes[: shape[0] * shape[1]].reshape(shape).numpy()
+        earlier = torch.from_numpy(earlier_context(told_before, shape, self.group.numpy()))
         with torch.autocast("cpu", enabled=False):
             choice = self.code.choose_at(
                 predicted.difference, price, group.told, bits_per_use, self.often, self._context, earlier
             )
-        plan = self.code.plan_at(choice.classes.flatten()[choice.busy], price, group.told)
+        plan = self.code.plan_at(choice.classes[choice.busy], price, group.told)
         uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
-        coder = predicted.coder.with_classes(choice.classes.numpy())
-        side = group.rate.uses(len(coder.data()) + predicted.head)
+        coder = predicted.coder.with_classes(choice.classes.numpy(), shape)
+        side = group.rate.uses(len(coder.classes()) + predicted.head)
+        if self.ablation.motion_link:
+            side += group.rate.uses(len(coder.motion()))
         return Draft(choice, plan, price, coder, uses, predicted.spent + uses + side)
 
     def _coded(self, predicted: Predicted, draft: Draft, told: int) -> Coded:
         """The frame as its packet and symbols tell it."""
         classes, busy, rows = draft.choice
-        own = classes.flatten()[busy]
+        own = classes[busy]
         with torch.autocast("cpu", enabled=False):
             shift = self.code.shift(rows, own, draft.plan)
             plan = self.code.shifted(draft.plan, shift)
@@ -321,7 +329,7 @@ class DvstSmall(System):
 
         def receive() -> Tensor:
             noise = torch.full_like(symbols, 10 ** (-told / 10))
-            conditions = self._conditions(float(told), plan.price, classes[None])
+            conditions = self._conditions(float(told), plan.price, predicted.motion.split.shape)
             picture = self._reconstruct(predicted.context, symbols, noise, amplitude_of(gain), classes, busy, plan, conditions)
             return picture[0].clamp(0, 1)
 
@@ -360,15 +368,16 @@ class DvstSmall(System):
         total = int(plan.uses.sum())
         with torch.autocast("cpu", enabled=False):
             scale = torch.full((len(busy),), amplitude)
-            y_hat = self.code.demodulate(values[:total], noise[:total], scale, classes.flatten()[busy], plan)
-            difference = self.code.blocks.synthesise_rows(y_hat, busy, *classes.shape)
-        picture: Tensor = self.g_s(difference, context, classes[None], conditions)
+            y_hat = self.code.demodulate(values[:total], noise[:total], scale, classes[busy], plan)
+            h, w = conditions.maps.shape[-2:]
+            difference = self.code.synthesise_rows(y_hat, busy, h, w)
+        picture: Tensor = self.g_s(difference, context, classes[: h * w].reshape(1, h, w), conditions)
         return picture
 
-    def _conditions(self, snr_db: float, price: int, classes: Tensor) -> Conditions:
+    def _conditions(self, snr_db: float, price: int, shape: tuple[int, ...]) -> Conditions:
+        """For a frame of (h, w) blocks."""
         numbers = torch.tensor([[max(-10.0, min(40.0, snr_db)) / 20, (price / STEPS_PER_DB + 15) / 20]])
-        vector = numbers.expand(len(classes), -1)
-        return Conditions(vector, vector[:, :, None, None].expand(-1, -1, *classes.shape[1:]))
+        return Conditions(numbers, numbers[:, :, None, None].expand(-1, -1, *shape))
 
     # -- receiver --------------------------------------------------------------------------------------------------------
 
@@ -385,40 +394,50 @@ class DvstSmall(System):
         if lost_key and state.last is not None:
             last = state.last
         shown = [last]
-        rx, packets = received.get("latent"), received.get("side")
-        row = packets[0] if isinstance(packets, list) and packets else []
+        rx = received.get("latent")
+        side, motion = (packets_of(received.get(name)) for name in ("side", "motion"))
         air = despread(rx) if isinstance(rx, RxAnalog) else None
         for number, begin in enumerate(range(1, n_frames, self.config.run)):
             count = min(self.config.run, n_frames - begin)
-            data = row[number] if number < len(row) else None
+            data, vectors = (row[number] if number < len(row) else None for row in (side, motion))
+            reference = pad_to(last, BLOCK)
+            moving = None if lost_key else self._motion(vectors, count, reference)  # without its I-frame a group stands still
             frames = None
-            if data and air is not None and not lost_key:  # without its I-frame a group stands still
-                frames = self._decode_run(data, count, air, pad_to(last, BLOCK))
+            if data and air is not None and moving is not None:
+                frames = self._decode_run(data, moving, air, reference)
             if frames is None:
                 concealed += count
-                shown += [last] * count
-                continue
+                frames = [last] * count if moving is None else moved(reference, moving)
             shown += [frame[..., :height, :width] for frame in frames]
             last = shown[-1]
         state.last = last.detach()
         return Decoded(frames=torch.stack(shown, 1), concealed=concealed), state, {}
 
-    def _decode_run(self, data: bytes, count: int, air: tuple[Tensor, Tensor], reference: Tensor) -> list[Tensor] | None:
+    def _motion(self, data: bytes | None, count: int, reference: Tensor) -> list[block_motion.Motion] | None:
+        """Motion of so many frames of the size of (1, 3, H, W), or None where it is lost."""
+        h, w = reference.shape[-2] // BLOCK, reference.shape[-1] // BLOCK
+        if not self.ablation.motion_link:
+            return [block_motion.Motion.still(h, w)] * count
+        return None if data is None else decode_motion(data, count, h, w, self.tables)
+
+    def _decode_run(
+        self, data: bytes, moving: list[block_motion.Motion], air: tuple[Tensor, Tensor], reference: Tensor
+    ) -> list[Tensor] | None:
         """P-frames of one packet and their part of the symbols, against the receiver's own reference (1, 3, H, W)."""
         h, w = reference.shape[-2] // BLOCK, reference.shape[-1] // BLOCK
-        unpacked = unpack_run(data, count)
+        unpacked = unpack_run(data, len(moving))
         if unpacked is None:
             return None
         head, rest = unpacked
-        side = decode_run(rest, count, h, w, self.tables, moving=self.ablation.motion_link)
+        side = decode_maps(rest, len(moving), h, w, self.tables)
         if side is None:
             return None
         at, frames = head.first, []
         x, noise_var = air
-        for (price, shift, gain), (motion, classes) in zip(head.frames, side, strict=True):
+        for (price, shift, gain), motion, classes in zip(head.frames, moving, side, strict=True):
             of_blocks = torch.from_numpy(classes)
-            busy = self.code.busy(of_blocks.flatten(), price, head.told)
-            plan = self.code.shifted(self.code.plan_at(of_blocks.flatten()[busy], price, head.told), shift)
+            busy = self.code.busy(of_blocks, price, head.told)
+            plan = self.code.shifted(self.code.plan_at(of_blocks[busy], price, head.told), shift)
             uses = math.ceil(int(plan.uses.sum()) / (2 * UNIT)) * UNIT
             if at + uses > x.shape[1]:
                 return None
@@ -429,7 +448,7 @@ class DvstSmall(System):
             measured_db = float(-10 * noise.log10().mean()) if uses else float(head.told)
             reference = reference if self.ablation.gop_training else reference.detach()
             context = block_motion.compensate(reference, motion.field()[None])
-            conditions = self._conditions(measured_db, plan.price, of_blocks[None])
+            conditions = self._conditions(measured_db, plan.price, (h, w))
             reference = self._reconstruct(context, values, noise, amplitude_of(gain), of_blocks, busy, plan, conditions)
             reference = reference if self.training else reference.clamp(0, 1)
             frames.append(reference)
@@ -461,3 +480,17 @@ class DvstSmall(System):
         mse = (result.decoded.frames - result.step.frames)[:, 1:].square().flatten(2).mean(2)
         loss = mse.clamp_min(1e-6).pow(float(stage.get("power", 0.5))).mean() * 20
         return {"loss": loss + more, "psnr_rgb_db": (-10 * torch.log10(mse.detach() + 1e-10)).mean()}
+
+
+def packets_of(batches: object) -> list[bytes | None]:
+    """Of one clip, as received; none where there is no such stream."""
+    return batches[0] if isinstance(batches, list) and batches else []
+
+
+def moved(reference: Tensor, moving: Sequence[block_motion.Motion]) -> list[Tensor]:
+    """Frames that a picture (1, 3, H, W) becomes by motion alone."""
+    frames: list[Tensor] = []
+    for motion in moving:
+        reference = block_motion.compensate(reference, motion.field()[None]).clamp(0, 1)
+        frames.append(reference)
+    return frames

@@ -18,7 +18,7 @@ class Synthesis(nn.Module):
         super().__init__()
         self.sees_context = sees_context
         fine = config.fine_width
-        self.embed = nn.Embedding(config.classes, 4 * config.embedding)
+        self.embed = nn.Embedding(config.classes + 1, 4 * config.embedding)
         self.look = nn.Conv2d(2 * DIMS // 4 + config.embedding, fine, 1)
         self.fine = nn.ModuleList(ResidualBlock(fine, fine) for _ in range(config.fine_blocks))
         self.head = zero_conv(fine, DIMS // 4)

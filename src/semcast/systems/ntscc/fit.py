@@ -39,7 +39,7 @@ def _sent(system: NtsccSmall, frame: Tensor, snr_db: float, cbr: float, generato
     packets = received["hyperprior"]
     assert isinstance(packets, list)
     h, w = frame.shape[-2:]
-    parsed = parse(packets[0][0], system.code.grids(h // BLOCK, w // BLOCK), system.code.blocks.frequencies.numpy())
+    parsed = parse(packets[0][0], system.code.grids(h // BLOCK, w // BLOCK), system.code.tables())
     assert decoded.frames is not None
     assert parsed is not None
     return decoded.frames[:, 0], parsed[3][0]

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semcast.errors import BudgetError
+from semcast.layers.allocation import Plan, joined, placed
 from semcast.layers.block_classes import BLOCK, Grid, decode_classes, encode_classes, side_margin_db
-from semcast.layers.block_code import ADAPTED, Plan, joined, parts
+from semcast.layers.block_code import ADAPTED, parts
 from semcast.layers.blocks import pad_to
 from semcast.layers.fair_loss import fair_loss, reference_mse
 from semcast.layers.motion import dense_flow
@@ -62,7 +63,8 @@ class SmallConfig:
     """The shipped network.
 
     Attributes:
-        classes, tile_classes: of 16x16 blocks, and of tiles of their means. latents: real coefficients per block at most (L).
+        classes, quarter_classes, tile_classes: of 16x16 blocks, of the quarters that they may be split into, and of tiles of
+            their means. latents: real coefficients per block at most (L).
             rotated: of them turned into a class's own KLT. width, fine_width, finish_width: channels of g_s on the grid of
             blocks, on that of half blocks after it, and on that of pixels two by two at last. decoder_blocks, fine_blocks,
             finish_blocks: residual blocks on these. embedding: numbers that describe a class. distortion: what pictures are
@@ -70,6 +72,7 @@ class SmallConfig:
     """
 
     classes: int = 32
+    quarter_classes: int = 24
     tile_classes: int = 16
     latents: int = 384
     rotated: int = 192
@@ -106,13 +109,14 @@ class NtsccSmall(System):
         super().__init__()
         self.config = config
         weighed = config.distortion != "mse"
-        self.code = TwoScaleCode(config.classes, config.tile_classes, config.latents, config.rotated, weighed)
+        sizes = config.classes, config.tile_classes, config.latents, config.rotated, config.quarter_classes
+        self.code = TwoScaleCode(*sizes, weighed)
         self.adapted = ADAPTED if weighed else ()
         features = config.latents + 3
         self.register_buffer("std", torch.ones(features))
         self.g_s = Synthesis(
             latents=features,
-            classes=config.classes,
+            classes=config.classes + 1,
             embedding=config.embedding,
             width=config.width,
             hidden=config.width,
@@ -145,10 +149,10 @@ class NtsccSmall(System):
             guess = round(0.93 * budget.uses)
             chosen = [self.code.choose(one, grids, guess, snr, bits_per_use) for one, snr in zip(y, told.tolist(), strict=True)]
         classes = torch.stack(chosen)
-        sides = [encode_classes(one.numpy(), grids, self.code.blocks.frequencies.numpy()) for one in chosen]
+        sides = [encode_classes(one.numpy(), grids, *self.code.tables()) for one in chosen]
         sizes = [struct.calcsize(_HEAD) + len(side) for side in sides]
         uses = budget.uses - round(sum(budget.uses_for_packets([size], mcs) for size in sizes) / len(sizes))
-        least = classes.shape[1] // 16 + 1
+        least = grids[0].blocks // 16 + 1
         if uses < least:
             if not self.training:
                 raise BudgetError(
@@ -156,11 +160,13 @@ class NtsccSmall(System):
                     f"at CBR {budget.cbr:g}; raise --cbr"
                 )
             uses = least
+        places = [self.code.places(one) for one in chosen]
+        chosen, rows = ([one[own] for one, own in zip(all_, places, strict=True)] for all_ in (chosen, y))
         plans = [self.code.allocate(one, uses, snr) for one, snr in zip(chosen, told.tolist(), strict=True)]
         with torch.autocast("cpu", enabled=False):
-            shift = [self.code.shift(one, own, plan) for one, own, plan in zip(y, chosen, plans, strict=True)]
+            shift = [self.code.shift(*each) for each in zip(rows, chosen, plans, strict=True)]
             plans = [self.code.shifted(plan, by) for plan, by in zip(plans, shift, strict=True)]
-            symbols = self.code.modulate(y.flatten(0, 1), classes.flatten(), joined(plans)).reshape(len(y), -1)
+            symbols = self.code.modulate(torch.cat(rows), torch.cat(chosen), joined(plans)).reshape(len(y), -1)
         amplitude = symbols.square().mean(1).clamp_min(1e-9).rsqrt()
         latent = Analog(spread(as_complex(symbols)))
         if self.training:
@@ -181,7 +187,7 @@ class NtsccSmall(System):
         frames = pad_to(frames, BLOCK)
         grids = self.code.grids(frames.shape[2] // BLOCK, frames.shape[3] // BLOCK)
         likely = self.code.likely(self.code.analyse(frames)[0], grids)
-        size = round(self.code.blocks.class_bits(likely.numpy(), grids) * 0.8 / 8)
+        size = round(self.code.blocks.class_bits(likely.numpy(), grids, self.code.tables()[1]) * 0.8 / 8)
 
         def price(budget: Budget) -> int:
             side = budget.uses_for_packets([size], budget.robust_mcs(side_margin_db(float(csi.snr_db.mean()))))
@@ -222,11 +228,13 @@ class NtsccSmall(System):
             classes = numbers[:, 3:].detach().round().long()
         else:
             assert isinstance(side, list)
-            parsed = parse(side[0][0], grids, self.code.blocks.frequencies.numpy())
+            parsed = parse(side[0][0], grids, self.code.tables())
             if parsed is None:
                 return None
             (told, shift, amplitude), classes = torch.tensor([parsed[:3]]).T, parsed[3]
-        plans = [self.code.allocate(one, uses, snr) for one, snr in zip(classes, told.tolist(), strict=True)]
+        places = [self.code.places(one) for one in classes]
+        chosen = [one[own] for one, own in zip(classes, places, strict=True)]
+        plans = [self.code.allocate(one, uses, snr) for one, snr in zip(chosen, told.tolist(), strict=True)]
         if any(int(plan.uses.sum()) != 2 * uses for plan in plans):
             return None
         plans = [self.code.shifted(plan, round(by)) for plan, by in zip(plans, shift.tolist(), strict=True)]
@@ -234,16 +242,19 @@ class NtsccSmall(System):
         # The link's unit power is per complex symbol, a plan's per real one: both are scaled by sqrt(2).
         values, noise = as_real(x) * math.sqrt(2), noise_var.repeat_interleave(2, 1)
         with torch.autocast("cpu", enabled=False):
-            per_block = amplitude.repeat_interleave(classes.shape[1])
-            y_hat = self.code.demodulate(values.flatten(), noise.flatten(), per_block, classes.flatten(), joined(plans))
-            y_hat = y_hat.reshape(*classes.shape, -1)
+            per_row = amplitude.repeat_interleave(torch.tensor([len(own) for own in places]))
+            rows = self.code.demodulate(values.flatten(), noise.flatten(), per_row, torch.cat(chosen), joined(plans))
+            pieces = zip(rows.split([len(own) for own in places]), places, strict=True)
+            y_hat = torch.stack([placed(own, place, classes.shape[1]) for own, place in pieces])
         measured_db = -10 * noise_var.log10().mean(1)
         detail = classes[:, : h * w].reshape(-1, h, w)
         conditions = conditions_of(measured_db, uses / (h * w), detail)
         with torch.autocast("cpu", enabled=False):
             linear = self.code.synthesise(y_hat, h, w)
             if expected is not None:
-                y_hat = self._recall(y_hat[0], linear, classes[0], plans[0], float(measured_db), expected)[None]
+                uses_of, power, curve = (placed(table, places[0], len(classes[0])) for table in plans[0][:3])
+                plan = plans[0]._replace(uses=uses_of, power=power, curve=curve)
+                y_hat = self._recall(y_hat[0], linear, classes[0], plan, float(measured_db), expected)[None]
                 linear = self.code.synthesise(y_hat, h, w)
             features = self.code.features(linear) / self.std[:, None, None]
         picture: Tensor = self.g_s(F.pixel_unshuffle(linear, BLOCK // 2), features, detail, conditions)
@@ -260,7 +271,7 @@ class NtsccSmall(System):
             grids, y_hat, classes, before, plan.uses, plan.power, plan.curve
         ):
             part = Plan(uses, power, curve, plan.price, plan.told)
-            known.append(recall(self.code, arrived, own.reshape(grid.height, grid.width), part, snr_db, last))
+            known.append(recall(self.code, arrived, own, grid, part, snr_db, last))
         return torch.cat(known)
 
     # -- training --------------------------------------------------------------------------------------------------------
@@ -285,13 +296,15 @@ class NtsccSmall(System):
         return fair_loss(run[0], stage) if self.config.distortion == "mse" else structural_run_loss(run[0])
 
 
-def parse(data: bytes | None, grids: Sequence[Grid], frequencies: np.ndarray) -> tuple[float, float, float, Tensor] | None:
+def parse(
+    data: bytes | None, grids: Sequence[Grid], tables: tuple[np.ndarray, np.ndarray | None]
+) -> tuple[float, float, float, Tensor] | None:
     """Told SNR in dB, shift of the curves in dB, amplitude, classes (1, n) of a packet; None where it is lost or damaged."""
     size = struct.calcsize(_HEAD)
     if data is None or len(data) < size:
         return None
     told, shift, gain = struct.unpack_from(_HEAD, data)
-    classes = decode_classes(data[size:], grids, frequencies)
+    classes = decode_classes(data[size:], grids, *tables)
     if classes is None:
         return None
     return float(told), float(shift), 10 ** ((gain / 100 - 100) / 20), torch.from_numpy(classes)[None]
