@@ -6,7 +6,6 @@ many channel uses a block gets and how power is shared out (water-filling); its 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -402,7 +401,7 @@ def decode_classes(
                 assert of_quarters is not None
                 one[:] = grid.first - 1
                 split = before.ravel() == grid.first - 1
-                one[split] = grid.first + decode_quarters(decoder, models_of(of_quarters), int(split.sum()))
+                one[split] = grid.first + decode_quarters(decoder, of_quarters, int(split.sum()))
                 continue
             for i in range(grid.height):
                 for j in range(grid.width):
@@ -424,14 +423,21 @@ def models_of(frequencies: np.ndarray) -> list[Any]:
     return [constriction.stream.model.Categorical(row / row.sum(), perfect=False) for row in frequencies]
 
 
-def decode_quarters(decoder: Any, models: Sequence[Any], blocks: int) -> np.ndarray:
-    """Classes (blocks, 4) of quarters from 0 on, out of a range decoder; a model for every context."""
-    count = math.isqrt(len(models) - 1)
+def decode_quarters(decoder: Any, frequencies: np.ndarray, blocks: int) -> np.ndarray:
+    """Classes (blocks, 4) of quarters from 0 on, out of a range decoder, under frequencies (contexts, Q)."""
+    count = frequencies.shape[1]
+    models: dict[int, Any] = {}  # most contexts never come
+
+    def read(context: int) -> int:
+        if context not in models:
+            (models[context],) = models_of(frequencies[context : context + 1])
+        return int(decoder.decode(models[context]))
+
     out = np.zeros((blocks, 4), dtype=np.int64)
     for own in out:
-        first = own[0] = decoder.decode(models[0])
-        own[1], own[2] = decoder.decode(models[1 + first]), decoder.decode(models[1 + first])
-        own[3] = decoder.decode(models[1 + count + own[1] * count + own[2]])
+        own[0] = read(0)
+        own[1], own[2] = read(1 + own[0]), read(1 + own[0])
+        own[3] = read(1 + count + own[1] * count + own[2])
     return out
 
 

@@ -135,7 +135,7 @@ def decode_motion(data: bytes, count: int, h: int, w: int, tables: Tables) -> li
 def decode_maps(data: bytes, count: int, h: int, w: int, tables: Tables) -> list[np.ndarray] | None:
     """Classes (5 h w,) of so many frames; None where the bytes cannot be such a string."""
     decoder, out = _decoder_of(data), []
-    models, of_quarters = (models_of(table) for table in tables[1:])
+    models = models_of(tables.classes)
     group = groups(tables.split)
     members = group.tolist()
     before: np.ndarray | None = None
@@ -153,7 +153,7 @@ def decode_maps(data: bytes, count: int, h: int, w: int, tables: Tables) -> list
             before = np.array(rows, dtype=np.int64)
             quarters = np.full((h * w, 4), tables.split)
             split = before.ravel() == tables.split
-            quarters[split] = tables.split + 1 + decode_quarters(decoder, of_quarters, int(split.sum()))
+            quarters[split] = tables.split + 1 + decode_quarters(decoder, tables.quarters, int(split.sum()))
             out.append(np.concatenate([before.ravel(), quarters.ravel()]))
     except (AssertionError, ValueError):
         return None
